@@ -1,0 +1,41 @@
+"""Does a bundle, on this machine and engine, still say what it said when it was made?
+
+A bundle records the logits of a few synthetic planes (`check_logits` of each stage in the manifest). They are
+drawn from closed formulas here, so that every machine has the same bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxrbatch.bundles import Stage
+from cxrbatch.engines.protocol import Engine
+
+__all__ = ["check_logits", "check_planes", "largest_difference"]
+
+
+def check_planes(size: int) -> NDArray[np.uint8]:
+    """Four planes (4, size, size): a ramp, rings, a chest-like blob pair, and reproducible texture."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float64) / (size - 1)
+    ramp = x * 255
+    rings = 127.5 + 127.5 * np.sign(np.sin(20 * np.hypot(x - 0.5, y - 0.5)))
+    lungs = 200 - 150 * sum(
+        np.exp(-(((x - cx) / 0.13) ** 2) - ((y - 0.45) / 0.28) ** 2) for cx in (0.3, 0.7)
+    )
+    steps = np.arange(size * size, dtype=np.uint64)
+    texture = ((steps * np.uint64(2654435761)) % np.uint64(4294967296) >> np.uint64(24)).reshape(size, size)
+    return np.stack([np.clip(p, 0, 255).astype(np.uint8) for p in (ramp, rings, lungs, texture)])
+
+
+def check_logits(stage: Stage, engine: Engine) -> NDArray[np.float32]:
+    """The logits (4, classes) of the check planes on this engine."""
+    return engine.load(stage)(check_planes(stage.plane.size))[0]
+
+
+def largest_difference(stage: Stage, engine: Engine) -> float | None:
+    """The largest |logit - recorded logit| over the check planes; None where the manifest records none."""
+    recorded = stage.manifest.get("check_logits")
+    if recorded is None:
+        return None
+    return float(np.abs(check_logits(stage, engine) - np.asarray(recorded, np.float32)).max())

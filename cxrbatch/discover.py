@@ -1,0 +1,165 @@
+"""Stage 1, discover: folders in, one FoundFile a name out. Nothing is opened, nothing is sorted, nothing piles up.
+
+A name that can never become a picture (a FIFO, a broken link, a folder that may not be listed) is found
+too, with the problem attached: everything in the folder gets its row.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
+from cxrbatch.nouns import FoundFile
+
+__all__ = ["Wanted", "discover", "roots_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which names count. Names that begin with a dot or end in `ignore_suffixes` never do.
+
+    `include` is asked of files only, `exclude` of folders too.
+    """
+
+    include: tuple[str, ...] = ()  # globs on the name or on the path below the root; empty: all
+    exclude: tuple[str, ...] = ()
+    ignore_suffixes: tuple[str, ...] = ()
+    ignore_paths: frozenset[str] = frozenset()  # our own store and exports, should they lie in the folder
+
+    def wants(self, path: str, root: str, *, folder: bool = False) -> bool:
+        name = os.path.basename(path)
+        if name.startswith(".") or name.endswith(self.ignore_suffixes) or path in self.ignore_paths:
+            return False
+        below_root = os.path.relpath(path, root) if self.include or self.exclude else ""
+        if self.include and not folder and not _matches(self.include, name, below_root):
+            return False
+        return not _matches(self.exclude, name, below_root)
+
+
+def _matches(globs: tuple[str, ...], name: str, below_root: str) -> bool:
+    return any(fnmatch(name, glob) or fnmatch(below_root, glob) for glob in globs)
+
+
+def roots_of(paths: Sequence[str | Path]) -> list[str]:
+    """The absolute paths to look at, without those that lie inside another one.
+
+    Raises Fatal (exit 1) for a path that does not exist or may not be read.
+    """
+    absolute = sorted({os.path.abspath(os.fspath(path)) for path in paths})
+    roots: list[str] = []
+    for path in absolute:
+        if any(path.startswith(root.rstrip("/") + "/") for root in roots):
+            continue
+        try:
+            if os.path.isdir(path):
+                os.scandir(path).close()
+            else:
+                os.stat(path)
+        except OSError as error:
+            raise Fatal(
+                f"{path} cannot be read ({os.strerror(error.errno or 0)}); check the path and that the share is mounted.",
+                ExitCode.FATAL,
+            ) from None
+        roots.append(path)
+    return roots
+
+
+def discover(roots: Sequence[str], wanted: Wanted) -> Iterator[FoundFile]:
+    """Walk `roots` (files or folders) depth first.
+
+    Links to files inside the root are followed. Links to folders inside it are not, since what they
+    hold is found at its own place. Links that leave the root, go in circles or lead nowhere are found
+    with that problem.
+    """
+    for root in roots:
+        if not os.path.isdir(root):
+            yield _look_at(root)
+            continue
+        real_root = os.path.realpath(root)
+        folders = [root]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        is_folder = entry.is_dir(follow_symlinks=False)
+                        if not wanted.wants(entry.path, root, folder=is_folder):
+                            continue
+                        if is_folder:
+                            folders.append(entry.path)
+                        elif entry.is_symlink():
+                            yield from _look_at_link(entry.path, real_root)
+                        else:
+                            yield _look_at(entry.path)
+            except OSError as error:
+                yield _with_problem(folder, _os_problem(error, "folder"))
+
+
+def _look_at_link(path: str, real_root: str) -> Iterator[FoundFile]:
+    target = os.path.realpath(path)
+    inside = target == real_root or target.startswith(real_root.rstrip("/") + "/")
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            problem = Rejected(ReasonCode.SYMLINK_LOOP, "The link goes in circles; remove it.")
+        elif error.errno == errno.ENOENT:
+            problem = Rejected(ReasonCode.SYMLINK_BROKEN, "The link leads to nothing; remove or repair it.")
+        else:
+            problem = _os_problem(error, "link")
+        yield _with_problem(path, problem)
+        return
+    if not inside:
+        yield _with_problem(
+            path,
+            Rejected(
+                ReasonCode.SYMLINK_OUTSIDE_ROOT,
+                "The link leaves the scanned folder and is not followed; scan its target's folder instead.",
+            ),
+        )
+    elif stat.S_ISDIR(info.st_mode):
+        here = os.path.realpath(os.path.dirname(path))
+        if (here + "/").startswith(target.rstrip("/") + "/"):
+            yield _with_problem(
+                path,
+                Rejected(ReasonCode.SYMLINK_LOOP, "The link leads back to a folder above it and is not followed."),
+            )
+    else:
+        yield _look_at(path)
+
+
+def _look_at(path: str) -> FoundFile:
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        return _with_problem(path, _os_problem(error, "file"))
+    problem = None
+    if not stat.S_ISREG(info.st_mode):
+        problem = Rejected(
+            ReasonCode.NOT_A_REGULAR_FILE, "This is a pipe, socket or device, not a file; it is not opened."
+        )
+    return FoundFile(path, info.st_size, info.st_mtime_ns, info.st_ino, problem)
+
+
+def _with_problem(path: str, problem: Rejected) -> FoundFile:
+    """For a name whose file cannot be looked at: the link's own stat where there is one."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return FoundFile(path, 0, 0, 0, problem)
+    return FoundFile(path, info.st_size, info.st_mtime_ns, info.st_ino, problem)
+
+
+def _os_problem(error: OSError, what: str) -> Rejected:
+    name = errno.errorcode.get(error.errno or 0, "EIO")
+    if error.errno == errno.ENOENT:
+        return Retry(ReasonCode.VANISHED, f"The {what} was gone before it could be looked at.")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Retry(ReasonCode.PERMISSION_DENIED, f"The {what} may not be read by this user; allow it and scan again.")
+    return Retry(ReasonCode.UNREADABLE, f"The {what} could not be read ({name}); it is tried again by the next scan.")

@@ -1,0 +1,153 @@
+"""PyTorch on CPU and CUDA.
+
+On CUDA this has been tested only with fakes of the device's behaviour (running out of memory, several replicas):
+no GPU was to be had. See docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cxrbatch.bundles import Stage
+from cxrbatch.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.engines.protocol import Network
+from cxrbatch.errors import ExitCode, Fatal
+
+__all__ = ["TorchEngine", "halving_on_oom", "load_network", "over_replicas", "torch_devices"]
+
+Result = tuple[NDArray[np.float32], NDArray[np.float32]]
+Run = Callable[[NDArray[np.uint8]], Result]
+
+
+def torch_devices(wanted: str) -> list[str]:
+    """'auto', 'cpu', 'cuda' or 'cuda:0,1' -> the torch devices to use.
+
+    Raises Fatal (exit 13) when a device that was asked for is not there.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not there):
+        return ["cpu"]
+    numbers = [int(n) for n in wanted.partition(":")[2].split(",") if n] or [0]
+    missing = [n for n in numbers if n >= there]
+    if missing:
+        raise Fatal(
+            f"There is no CUDA device {missing[0]} ({there} found); use --device cpu, or see `cxrbatch doctor`.",
+            ExitCode.DEVICE_MISSING,
+        )
+    return [f"cuda:{n}" for n in numbers]
+
+
+class TorchEngine:
+    """Batch norm folded into the convolutions, channels last, and on CUDA half precision where it stays finite."""
+
+    name = "torch"
+    version = str(torch.__version__)
+
+    def __init__(self, device: str = "auto") -> None:
+        self._devices = torch_devices(device)
+        self.device = ",".join(self._devices)
+
+    def load(self, stage: Stage) -> Network:
+        net = load_network(stage)
+        return over_replicas([halving_on_oom(_runner(net, stage, device)) for device in self._devices])
+
+
+def load_network(stage: Stage) -> FeatureNetwork:
+    """The stage's network in eval mode, float32 on the CPU, batch norm folded."""
+    state = {
+        key.removeprefix("network."): tensor
+        for key, tensor in load_file(stage.weights).items()
+        if key.startswith("network.")
+    }
+    with torch.device("meta"):  # no random weights: drawing them takes seconds
+        net = build_network(stage.architecture, stage.channels, len(stage.classes))
+    load_state(net, state)
+    _fold_batch_norm(net.eval())
+    return net
+
+
+def _runner(net: FeatureNetwork, stage: Stage, device: str) -> Run:
+    """Planes in host memory -> results in host memory, on one device."""
+    on_cuda = device.startswith("cuda")
+    net = copy.deepcopy(net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mean = torch.tensor(stage.mean, device=device).view(1, -1, 1, 1) * 255
+    std = torch.tensor(stage.std, device=device).view(1, -1, 1, 1) * 255
+
+    def forward(planes: Tensor, half: bool) -> tuple[Tensor, Tensor]:
+        x = (planes.to(torch.float32) - mean) / std
+        with torch.autocast("cuda", torch.float16, enabled=half):
+            logits, features = net(x.contiguous(memory_format=torch.channels_last))
+        return logits.float(), features.float()
+
+    @torch.inference_mode()
+    def run(planes: NDArray[np.uint8]) -> Result:
+        host = torch.from_numpy(np.ascontiguousarray(planes))[:, None]
+        x = host.pin_memory().to(device, non_blocking=True) if on_cuda else host
+        logits, features = forward(x, half=on_cuda)
+        if on_cuda and not (logits.isfinite().all() and features.isfinite().all()):
+            logits, features = forward(x, half=False)  # float16 overflowed: this batch is done in full
+        return logits.cpu().numpy(), features.cpu().numpy()
+
+    return run
+
+
+def halving_on_oom(run: Run) -> Run:
+    """Run a batch; when the device is out of memory, go on in halves, and never try that size again."""
+    limit = sys.maxsize
+
+    def run_in_parts(planes: NDArray[np.uint8]) -> Result:
+        nonlocal limit
+        parts: list[Result] = []
+        start = 0
+        while start < len(planes):
+            part = planes[start : start + limit]
+            try:
+                parts.append(run(part))
+                start += len(part)
+            except torch.cuda.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                limit = len(part) // 2
+                torch.cuda.empty_cache()
+        return _joined(parts)
+
+    return run_in_parts
+
+
+def over_replicas(runs: Sequence[Run]) -> Run:
+    """Split each batch over several replicas, one thread a replica; order is kept."""
+    if len(runs) == 1:
+        return runs[0]
+    threads = ThreadPoolExecutor(len(runs), thread_name_prefix="replica")
+
+    def run_split(planes: NDArray[np.uint8]) -> Result:
+        parts = [part for part in np.array_split(planes, len(runs)) if len(part)]
+        return _joined(list(threads.map(lambda run, part: run(part), runs, parts)))
+
+    return run_split
+
+
+def _joined(parts: Sequence[Result]) -> Result:
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def _fold_batch_norm(module: nn.Module) -> None:
+    """Fold each BatchNorm2d into the Conv2d right before it, in place. Exact up to rounding."""
+    for child in module.children():
+        _fold_batch_norm(child)
+    if isinstance(module, nn.Sequential):
+        for i in range(len(module) - 1):
+            convolution, norm = module[i], module[i + 1]
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module[i] = fuse_conv_bn_eval(convolution, norm)
+                module[i + 1] = nn.Identity()

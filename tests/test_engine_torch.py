@@ -1,0 +1,90 @@
+"""The torch engine: folding changes nothing, memory errors halve the batch, replicas keep the order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from cxrbatch.bundles import load_bundle
+from cxrbatch.engines.networks import build_network, load_state
+from cxrbatch.engines.torch_engine import TorchEngine, halving_on_oom, over_replicas, torch_devices
+from cxrbatch.errors import ExitCode, Fatal
+from making import make_bundle
+
+Result = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def planes(n: int, size: int = 64) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (n, size, size), dtype=np.uint8)
+
+
+def test_the_engine_gives_what_the_plain_network_gives(tmp_path: Path) -> None:
+    stage = load_bundle(make_bundle(tmp_path / "b")).disease
+    net = build_network("mobilenet_v2", 1, 4)
+    load_state(net, {k.removeprefix("network."): v for k, v in load_file(stage.weights).items()})
+    x = planes(3)
+    with torch.inference_mode():
+        expected = net.eval()((torch.from_numpy(x)[:, None].float() / 255 - 0.5) / 0.5)
+    logits, features = TorchEngine("cpu").load(stage)(x)
+    np.testing.assert_allclose(logits, expected[0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(features, expected[1].numpy(), atol=1e-4)
+
+
+def test_a_colour_checkpoint_in_a_grey_network_sees_the_same() -> None:
+    torch.manual_seed(0)
+    colour, grey = build_network("mobilenet_v2", 3, 2).eval(), build_network("mobilenet_v2", 1, 2).eval()
+    load_state(grey, colour.state_dict())
+    x = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey(x)[0], colour(x.expand(-1, 3, -1, -1))[0], atol=1e-5, rtol=1e-4)
+
+
+def numbered(x: NDArray[np.uint8]) -> Result:
+    return x[:, 0, :1].astype(np.float32), x[:, 0, :2].astype(np.float32)
+
+
+def test_out_of_memory_halves_the_batch_and_remembers() -> None:
+    tried: list[int] = []
+
+    def device_with_room_for_three(x: NDArray[np.uint8]) -> Result:
+        tried.append(len(x))
+        if len(x) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return numbered(x)
+
+    run = halving_on_oom(device_with_room_for_three)
+    x = planes(16)
+    np.testing.assert_array_equal(run(x)[0], numbered(x)[0])
+    assert tried[:4] == [16, 8, 4, 2]
+    tried.clear()
+    run(x)
+    assert set(tried) == {2}
+
+
+def test_out_of_memory_for_a_single_image_is_not_hidden() -> None:
+    def full(x: NDArray[np.uint8]) -> Result:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        halving_on_oom(full)(planes(4))
+
+
+def test_replicas_share_a_batch_and_keep_its_order() -> None:
+    run = over_replicas([numbered, numbered, numbered])
+    for n in (1, 2, 8):
+        x = planes(n)
+        np.testing.assert_array_equal(run(x)[0], numbered(x)[0])
+
+
+def test_a_device_that_is_not_there() -> None:
+    assert torch_devices("cpu") == ["cpu"]
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(Fatal, match="no CUDA device 1") as caught:
+        torch_devices("cuda:1,2")
+    assert caught.value.exit_code is ExitCode.DEVICE_MISSING
