@@ -1,0 +1,1 @@
+"""Reading DICOM: `read` parses, `frames` decodes, `identity` names, `picture` puts them together."""

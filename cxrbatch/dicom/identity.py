@@ -1,0 +1,76 @@
+"""Who and what a DICOM file is about: the columns, with identifiers as the settings want them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Literal
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+__all__ = ["Identifiers", "describe", "text"]
+
+_KEPT_CHARACTERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Identifiers:
+    """What becomes of PatientID and AccessionNumber: a keyed hash, themselves, or nothing.
+
+    UIDs name objects, not people, and are what a PACS is joined by: `hash` and `keep` keep them as they
+    are, `drop` drops them too. Names and birth dates are never read, whatever the mode.
+    """
+
+    mode: Literal["hash", "keep", "drop"] = "hash"
+    key: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Identifiers(mode={self.mode!r})"
+
+    def protect(self, identifier: str) -> str:
+        """HMAC-SHA256, the first 32 hex digits (128 bits) of it, in mode `hash`."""
+        if not identifier or self.mode == "drop":
+            return ""
+        if self.mode == "keep":
+            return identifier
+        return hmac.new(self.key, identifier.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
+
+
+def describe(dataset: Dataset, syntax: UID, identifiers: Identifiers) -> dict[str, str]:
+    """The text columns of ImageFacts, by name; empty where the file says nothing readable."""
+    keep_uids = identifiers.mode != "drop"
+    return {
+        "transfer_syntax_uid": str(syntax),
+        "modality": text(dataset, "Modality"),
+        "body_part_examined": text(dataset, "BodyPartExamined"),
+        "view_position": text(dataset, "ViewPosition"),
+        "manufacturer": text(dataset, "Manufacturer"),
+        "study_date": _iso_date(text(dataset, "StudyDate")),
+        "sop_class_uid": text(dataset, "SOPClassUID"),
+        "sop_instance_uid": text(dataset, "SOPInstanceUID") if keep_uids else "",
+        "series_instance_uid": text(dataset, "SeriesInstanceUID") if keep_uids else "",
+        "study_instance_uid": text(dataset, "StudyInstanceUID") if keep_uids else "",
+        "patient_id_hash": identifiers.protect(text(dataset, "PatientID")),
+        "accession_number_hash": identifiers.protect(text(dataset, "AccessionNumber")),
+    }
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """A value as one printable line of at most 64 characters; empty if absent or unreadable."""
+    try:
+        value = dataset.get(keyword)
+    except Exception:
+        return ""
+    if value is None:
+        return ""
+    return "".join(c for c in str(value) if c.isprintable()).strip()[:_KEPT_CHARACTERS]
+
+
+def _iso_date(value: str) -> str:
+    """DA (PS3.5 6.2) `YYYYMMDD` or its retired form with dots -> `YYYY-MM-DD`."""
+    digits = value.replace(".", "")
+    if len(digits) != 8 or not (digits.isascii() and digits.isdigit()):
+        return ""
+    return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}"

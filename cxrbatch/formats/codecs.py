@@ -1,0 +1,149 @@
+"""One compressed picture in, its samples out, as strictly as the codec libraries allow.
+
+Used for DICOM frames and for JPEG files alike. No colour conversion happens here unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.formats.codestream import (
+    J2kHeader,
+    JpegHeader,
+    j2k_codestream,
+    j2k_header,
+    require_whole_j2k,
+)
+
+__all__ = ["SIMPLEJPEG", "CodecOutput", "decode_j2k", "decode_jpeg", "decode_rle", "strict_jpeg8"]
+
+_IMAGECODECS = f"imagecodecs {imagecodecs.__version__}"
+SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker")
+_HARMLESS_EXTRANEOUS_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodecOutput:
+    """Samples (rows, columns) or (rows, columns, components), unsigned unless the stream is signed J2K."""
+
+    samples: NDArray[Any]
+    decoder: str
+    suspect: bool = False  # decoded, but with a warning that is often harmless, or unverified
+
+
+def decode_jpeg(data: bytes, header: JpegHeader) -> CodecOutput:
+    """Decode a JPEG or JPEG-LS stream of 1 or 3 components, components as they are coded.
+
+    Raises Rejected: TRUNCATED, CORRUPT_PIXELS, UNSUPPORTED_PIXELS.
+    """
+    if header.components not in (1, 3) or header.rows == 0 or header.columns == 0:
+        raise Rejected(
+            ReasonCode.UNSUPPORTED_PIXELS,
+            f"JPEG of {header.columns} x {header.rows} x {header.components} samples is not read.",
+        )
+    if header.process == 0xF7:
+        require_end_marker(data)  # without one CharLS searches for many seconds
+        return CodecOutput(_run(imagecodecs.jpegls_decode, data), f"{_IMAGECODECS} jpegls")
+    suspect = False
+    if header.precision == 8:
+        grey, suspect = strict_jpeg8(data, "GRAY" if header.components == 1 else "RGB", header)
+        if header.components == 1 and grey is not None:
+            return CodecOutput(grey, SIMPLEJPEG, suspect)
+    else:
+        require_end_marker(data)
+    space = {1: "GRAYSCALE", 3: "YCBCR"}[header.components]
+    samples = _run(imagecodecs.jpeg8_decode, data, colorspace=space, outcolorspace=space)
+    return CodecOutput(samples, f"{_IMAGECODECS} jpeg8", suspect)
+
+
+def strict_jpeg8(data: bytes, space: str, header: JpegHeader) -> tuple[NDArray[np.uint8] | None, bool]:
+    """Decode 8-bit JPEG and treat the library's warnings as what they are.
+
+    Returns (samples or None where this decoder knows no such layout, suspect).
+    Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
+    """
+    try:
+        samples = simplejpeg.decode_jpeg(data, space, strict=True)
+        return samples[..., 0] if space == "GRAY" else samples, False
+    except ValueError as error:
+        message = str(error)
+    if "Premature end" in message or "premature end" in message:
+        raise Rejected(ReasonCode.TRUNCATED, "The JPEG stream ends before its picture does.")
+    extraneous = _EXTRANEOUS.search(message)
+    if message.startswith("Corrupt JPEG data") and not (
+        extraneous and int(extraneous.group(1)) <= _HARMLESS_EXTRANEOUS_BYTES
+    ):
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, "The JPEG stream is damaged.")
+    require_end_marker(data)
+    try:
+        samples = simplejpeg.decode_jpeg(data, space, strict=False)
+    except ValueError:
+        return None, True
+    return samples[..., 0] if space == "GRAY" else samples, True
+
+
+def decode_j2k(data: bytes) -> tuple[CodecOutput, J2kHeader]:
+    """Decode a JPEG 2000 or HTJ2K stream; OpenJPEG reads both and, unlike OpenJPH, reports damage.
+
+    A colour transform inside the codestream is undone. Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
+    """
+    codestream = j2k_codestream(data)
+    header = j2k_header(codestream)
+    require_whole_j2k(codestream)
+    return CodecOutput(_run(imagecodecs.jpeg2k_decode, codestream), f"{_IMAGECODECS} jpeg2k"), header
+
+
+def decode_rle(data: bytes, pixels: int, samples_per_pixel: int, bytes_per_sample: int) -> tuple[bytes, bool]:
+    """Decode one RLE frame (PS3.5 Annex G) to little-endian samples, planar configuration 1.
+
+    Returns them and whether a segment held more than its pixels, which only some writers' padding explains.
+
+    Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
+    """
+    header = np.frombuffer(data[:64], "<u4")
+    if len(header) < 16:
+        raise Rejected(ReasonCode.TRUNCATED, "The RLE frame ends inside its header.")
+    segments = samples_per_pixel * bytes_per_sample
+    if int(header[0]) != segments:
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, f"The RLE frame has {header[0]} segments instead of {segments}.")
+    bounds = [int(offset) for offset in header[1 : segments + 1]] + [len(data)]
+    excess = 0
+    planes = np.empty((samples_per_pixel, pixels, bytes_per_sample), np.uint8)
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        if not 64 <= start <= end:
+            code = ReasonCode.TRUNCATED if end == len(data) else ReasonCode.CORRUPT_PIXELS
+            raise Rejected(code, "An RLE segment lies outside its frame.")
+        unpacked = _run(imagecodecs.packbits_decode, data[start:end])
+        if len(unpacked) < pixels:
+            code = ReasonCode.TRUNCATED if end == len(data) else ReasonCode.CORRUPT_PIXELS
+            raise Rejected(code, "An RLE segment is shorter than the picture.")
+        excess = max(excess, len(unpacked) - pixels)
+        byte = bytes_per_sample - 1 - number % bytes_per_sample  # most significant first
+        planes[number // bytes_per_sample, :, byte] = np.frombuffer(unpacked, np.uint8, pixels)
+    return planes.tobytes(), excess > 1
+
+
+def require_end_marker(data: bytes) -> None:
+    """A JPEG stream ends with EOI; padding may follow. Raises Rejected: TRUNCATED."""
+    if data.rfind(b"\xff\xd9") < 0:
+        raise Rejected(ReasonCode.TRUNCATED, "The JPEG stream ends before its end marker.")
+
+
+def _run(codec: Any, data: bytes, **options: Any) -> Any:
+    try:
+        return codec(data, **options)
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__.removesuffix("Error").lower()
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, f"The {kind} decoder cannot read the pixel data.") from error

@@ -1,0 +1,127 @@
+"""Reads JPEG and JPEG 2000 headers without decoding, and finds truncation by structure.
+
+ITU-T T.81 (JPEG), T.87 (JPEG-LS), T.800 (JPEG 2000). Decoders differ in what they forgive; this does not.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from cxrbatch.errors import ReasonCode, Rejected
+
+__all__ = ["J2kHeader", "JpegHeader", "j2k_codestream", "j2k_header", "jpeg_header", "require_whole_j2k"]
+
+_SOF_MARKERS = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
+_BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xD9)))
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """The frame header of a JPEG or JPEG-LS stream."""
+
+    process: int  # the SOF marker's second byte: 0xC0 baseline, 0xC1 extended, 0xC3 lossless, 0xF7 JPEG-LS, ...
+    precision: int  # bits
+    rows: int
+    columns: int
+    components: int
+    adobe_transform: int | None  # APP14: 0 RGB or CMYK, 1 YCbCr, 2 YCCK
+
+    @property
+    def kind(self) -> str:
+        names = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless", 0xF7: "ls"}
+        return names.get(self.process, f"process 0x{self.process:02x}")
+
+
+@dataclass(frozen=True, slots=True)
+class J2kHeader:
+    """The SIZ marker of a JPEG 2000 or HTJ2K codestream."""
+
+    rows: int
+    columns: int
+    components: int
+    precision: int  # bits, of the first component
+    is_signed: bool
+
+
+def jpeg_header(data: bytes) -> JpegHeader:
+    """Read marker segments up to the start of frame. Raises Rejected: TRUNCATED, CORRUPT_PIXELS."""
+    position, adobe = 2, None
+    while True:
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 4 > len(data):
+            raise Rejected(ReasonCode.TRUNCATED, "The JPEG stream ends before its frame header.")
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker in _BARE_MARKERS or marker == 0:
+            position += 2
+            continue
+        if marker in (0xD9, 0xDA):
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "The JPEG stream has no frame header.")
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        segment = data[position + 4 : position + 2 + length]
+        if marker == 0xEE and segment[:5] == b"Adobe" and len(segment) >= 12:
+            adobe = segment[11]
+        if marker in _SOF_MARKERS:
+            if len(segment) < 6:
+                raise Rejected(ReasonCode.TRUNCATED, "The JPEG stream ends inside its frame header.")
+            precision, rows, columns, components = struct.unpack_from(">BHHB", segment)
+            return JpegHeader(marker, precision, rows, columns, components, adobe)
+        position += 2 + length
+
+
+def j2k_codestream(data: bytes) -> bytes:
+    """The raw codestream, which some writers wrap in JP2 boxes (PS3.5 A.4.4 forbids it)."""
+    if data.startswith(b"\xff\x4f"):
+        return data
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, "The pixel data hold no JPEG 2000 codestream.")
+    return data[start:]
+
+
+def j2k_header(codestream: bytes) -> J2kHeader:
+    """Read the SIZ segment. Raises Rejected: TRUNCATED, CORRUPT_PIXELS."""
+    if codestream[:4] != b"\xff\x4f\xff\x51":
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, "The JPEG 2000 codestream does not start with its size.")
+    if len(codestream) < 43:
+        raise Rejected(ReasonCode.TRUNCATED, "The JPEG 2000 codestream ends inside its header.")
+    right, bottom, left, top = struct.unpack_from(">4I", codestream, 8)
+    (components,) = struct.unpack_from(">H", codestream, 40)
+    depth = codestream[42]
+    return J2kHeader(bottom - top, right - left, components, (depth & 0x7F) + 1, bool(depth & 0x80))
+
+
+def require_whole_j2k(codestream: bytes) -> None:
+    """Walk the marker segments and tile parts. Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
+
+    The last tile part may have length 0 ("up to the end of codestream"); then only the end marker tells.
+    """
+    position = 2
+    while True:
+        if position + 4 > len(codestream):
+            if codestream[position : position + 2] == b"\xff\xd9":
+                return
+            raise Rejected(ReasonCode.TRUNCATED, "The JPEG 2000 codestream ends before its end marker.")
+        marker, length = struct.unpack_from(">HH", codestream, position)
+        if marker == 0xFFD9:
+            return
+        if marker < 0xFF00:
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "The JPEG 2000 codestream has no marker where one must be.")
+        if marker != 0xFF90:
+            position += 2 + length
+            continue
+        if position + 12 > len(codestream):
+            raise Rejected(ReasonCode.TRUNCATED, "The JPEG 2000 codestream ends inside a tile part.")
+        (tile_part_length,) = struct.unpack_from(">I", codestream, position + 6)
+        if tile_part_length == 0:
+            if b"\xff\xd9" in codestream[-4:]:
+                return
+            raise Rejected(ReasonCode.TRUNCATED, "The JPEG 2000 codestream ends before its end marker.")
+        if tile_part_length < 14:
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "A JPEG 2000 tile part has an impossible length.")
+        position += tile_part_length
+        if position > len(codestream):
+            raise Rejected(ReasonCode.TRUNCATED, "The JPEG 2000 codestream ends inside a tile part.")

@@ -1,0 +1,190 @@
+"""PNG, JPEG and TIFF files to their samples as stored. Sizes and checksums are verified before decoding."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.formats.codecs import SIMPLEJPEG, decode_jpeg, strict_jpeg8
+from cxrbatch.formats.codestream import jpeg_header
+from cxrbatch.formats.limits import Limits
+from cxrbatch.formats.stored import StoredPicture, require_size
+from cxrbatch.greyscale import GreyScale
+from cxrbatch.nouns import ImageFacts
+
+__all__ = ["flatten_alpha", "read_jpeg", "read_png", "upright"]
+
+_PILLOW = f"pillow {PIL.__version__}"
+_ORIENTATION = 0x0112
+# Sizes are checked against `Limits` before pixels are touched; Pillow's own bound would get in the way.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def read_png(data: bytes, limits: Limits) -> StoredPicture:
+    """PNG of any depth and colour type; of an APNG the first picture.
+
+    Raises Rejected: TRUNCATED, CORRUPT_PIXELS, TOO_MANY_PIXELS, TOO_SMALL.
+    """
+    columns, rows, depth, colour_type, animated = _png_chunks(data)
+    require_size(rows, columns, limits)
+    if depth == 16:
+        decoder = f"imagecodecs {imagecodecs.__version__} png"
+        try:
+            samples = np.asarray(imagecodecs.png_decode(data))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG data do not decode.") from error
+        samples, flags = flatten_alpha(samples)
+        orientation = 1
+    else:
+        decoder = _PILLOW
+        samples, flags, orientation = _by_pillow(data, "PNG")
+    if animated:
+        flags.append("multi_frame")
+    names = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}
+    return _picture("png", samples, orientation, depth, flags, names.get(colour_type, ""), decoder)
+
+
+def read_jpeg(data: bytes, limits: Limits) -> StoredPicture:
+    """JPEG: baseline, extended, progressive, lossless, LS; grey, colour, CMYK; EXIF orientation applied.
+
+    Raises Rejected: TRUNCATED, CORRUPT_PIXELS, UNSUPPORTED_PIXELS, TOO_MANY_PIXELS, TOO_SMALL.
+    """
+    header = jpeg_header(data)
+    require_size(header.rows, header.columns, limits)
+    flags: list[str] = []
+    photometric = {1: "MONOCHROME2", 3: "YBR_FULL"}.get(header.components, "CMYK")
+    if header.components == 4 and header.precision == 8:
+        _, suspect = strict_jpeg8(data, "CMYK", header)
+        samples, _, orientation = _by_pillow(data, "JPEG")
+        decoder = _PILLOW
+    elif header.components == 3 and header.precision == 8 and header.process != 0xF7:
+        colour, suspect = strict_jpeg8(data, "RGB", header)
+        if colour is not None:
+            samples, decoder = colour, SIMPLEJPEG
+        else:
+            samples, _, _ = _by_pillow(data, "JPEG")
+            decoder = _PILLOW
+        orientation = _exif_orientation(data)
+    else:
+        output = decode_jpeg(data, header)
+        samples, decoder, suspect = output.samples, output.decoder, output.suspect
+        orientation = _exif_orientation(data)
+    if suspect:
+        flags.append("decoder_warning")
+    return _picture("jpeg", samples, orientation, header.precision, flags, photometric, decoder)
+
+
+def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Undo an EXIF or TIFF Orientation (1-8) of (rows, columns, ...)."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    return np.ascontiguousarray(samples)
+
+
+def _picture(
+    format_: Any,
+    samples: NDArray[Any],
+    orientation: int,
+    bits: int,
+    flags: list[str],
+    photometric: str,
+    decoder: str,
+) -> StoredPicture:
+    rows, columns = samples.shape[:2]
+    if orientation in range(2, 9):
+        flags = [*flags, "rotated"]
+        samples = upright(samples, orientation)
+    facts = ImageFacts(
+        format=format_,
+        rows=rows,
+        columns=columns,
+        bits_stored=bits,
+        photometric_interpretation=photometric,
+        decoder=decoder,
+        quality_flags=tuple(flags),
+    )
+    depth = 8 if samples.dtype.itemsize == 1 else max(bits, 9)
+    return StoredPicture(samples, GreyScale(depth, may_fill_range=bits == 16), facts)
+
+
+def _by_pillow(data: bytes, format_: str) -> tuple[NDArray[Any], list[str], int]:
+    """8-bit samples, flags and orientation, by Pillow."""
+    try:
+        with Image.open(io.BytesIO(data), formats=(format_,)) as image:
+            image.load()
+            orientation = int(image.getexif().get(_ORIENTATION, 1))
+            if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+                samples, flags = flatten_alpha(np.asarray(image.convert("RGBA")))
+                return samples, flags, orientation
+            grey = image.mode in ("L", "1")
+            return np.asarray(image.convert("L" if grey else "RGB")), [], orientation
+    except MemoryError:
+        raise
+    except Exception as error:
+        code = ReasonCode.TRUNCATED if "truncated" in str(error).lower() else ReasonCode.CORRUPT_PIXELS
+        raise Rejected(code, f"The {format_} data do not decode ({type(error).__name__}).") from error
+
+
+def flatten_alpha(samples: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
+    """Composite (rows, columns, 2 or 4) on black, exactly: colour x alpha / full, rounded."""
+    if samples.ndim == 2 or samples.shape[2] == 3:
+        return samples, []
+    colour, alpha = samples[..., :-1], samples[..., -1:]
+    full = np.iinfo(samples.dtype).max
+    flags = []
+    if not (alpha == full).all():
+        flags = ["alpha"]
+        colour = ((colour.astype(np.uint64) * alpha + full // 2) // full).astype(samples.dtype)
+    return (colour[..., 0] if colour.shape[2] == 1 else colour), flags
+
+
+def _exif_orientation(data: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _png_chunks(data: bytes) -> tuple[int, int, int, int, bool]:
+    """(columns, rows, depth, colour type, animated), after checking every chunk's length and CRC."""
+    position, header, pixels, animated = 8, None, False, False
+    while True:
+        if position + 12 > len(data):
+            raise Rejected(ReasonCode.TRUNCATED, "The PNG file ends before its end chunk.")
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            raise Rejected(ReasonCode.TRUNCATED, "The PNG file ends inside a chunk.")
+        body = memoryview(data)[position + 4 : end - 4]
+        critical = not kind[0] & 0x20
+        if critical and zlib.crc32(body) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "A PNG chunk does not match its checksum.")
+        if header is None:
+            if kind != b"IHDR" or length != 13:
+                raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG file does not start with its header.")
+            header = struct.unpack_from(">IIBB", data, position + 8)
+        pixels = pixels or kind == b"IDAT"
+        animated = animated or kind == b"acTL"
+        if kind == b"IEND":
+            break
+        position = end
+    if not pixels:
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG file has no pixel data.")
+    columns, rows, depth, colour_type = header
+    return columns, rows, depth, colour_type, animated

@@ -1,0 +1,38 @@
+"""What every format reader returns: samples as stored, the grey scale they are meant to have, the facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.formats.limits import Limits
+from cxrbatch.greyscale import GreyScale
+from cxrbatch.nouns import ImageFacts
+
+__all__ = ["StoredPicture", "require_size"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredPicture:
+    """One decoded picture before the pixel policy."""
+
+    samples: NDArray[Any]  # (rows, columns), or (rows, columns, 3) uint8 or uint16 RGB
+    scale: GreyScale
+    facts: ImageFacts  # grey_path and inverted still empty
+
+
+def require_size(rows: int, columns: int, limits: Limits) -> None:
+    """Check a claimed size before anything is allocated. Raises Rejected: TOO_MANY_PIXELS, TOO_SMALL."""
+    if rows * columns > limits.max_pixels:
+        raise Rejected(
+            ReasonCode.TOO_MANY_PIXELS,
+            f"The picture has {columns} x {rows} pixels, more than {limits.max_pixels_mpx:g} megapixels.",
+        )
+    if min(rows, columns) < limits.min_side_px:
+        raise Rejected(
+            ReasonCode.TOO_SMALL,
+            f"The picture has {columns} x {rows} pixels; at least {limits.min_side_px} a side are needed.",
+        )

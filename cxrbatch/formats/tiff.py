@@ -1,0 +1,155 @@
+"""TIFF files (first page) to their samples as stored."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.formats.codecs import strict_jpeg8
+from cxrbatch.formats.codestream import jpeg_header
+from cxrbatch.formats.limits import Limits
+from cxrbatch.formats.raster import flatten_alpha, upright
+from cxrbatch.formats.stored import StoredPicture, require_size
+from cxrbatch.greyscale import GreyScale
+from cxrbatch.nouns import ImageFacts
+
+__all__ = ["read_tiff"]
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
+_ORIENTATION = 274
+_JPEG = (6, 7)
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
+
+
+def read_tiff(data: bytes, limits: Limits) -> StoredPicture:
+    """Grey, palette, RGB or CMYK TIFF of 1 to 64 bits, integer or float, any compression imagecodecs knows.
+
+    Raises Rejected: TRUNCATED, CORRUPT_PIXELS, UNSUPPORTED_PIXELS, TOO_MANY_PIXELS, TOO_SMALL.
+    """
+    _require_directory(data)
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            rows, columns = page.imagelength, page.imagewidth
+            require_size(rows, columns, limits)
+            _require_whole(page, len(data))
+            suspect = _require_sound_jpeg(page, data) if page.compression in _JPEG else False
+            samples, scale, flags = _samples(page)
+            if suspect:
+                flags.append("decoder_warning")
+            if _has_second_page(file):
+                flags.append("multi_frame")
+            orientation = page.tags.valueof(_ORIENTATION, 1)
+            bits, photometric = page.bitspersample, int(page.photometric)
+    except (Rejected, MemoryError):
+        raise
+    except Exception as error:
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, f"The TIFF file does not decode ({type(error).__name__}).") from error
+    if orientation in range(2, 9):
+        flags.append("rotated")
+        samples = upright(samples, int(orientation))
+    facts = ImageFacts(
+        format="tiff",
+        rows=rows,
+        columns=columns,
+        bits_stored=int(bits),
+        photometric_interpretation=_NAMES.get(photometric, ""),
+        decoder=f"tifffile {tifffile.__version__}",
+        quality_flags=tuple(flags),
+    )
+    return StoredPicture(samples, scale, facts)
+
+
+def _require_directory(data: bytes) -> None:
+    """The first directory and what it points to lie inside the file; many writers put them last.
+
+    Raises Rejected: TRUNCATED.
+    """
+    order, big = ("<" if data[:2] == b"II" else ">"), 0x2B in data[2:4]
+    head, word, entry = (8, "Q", 20) if big else (4, "I", 12)
+    try:
+        (start,) = struct.unpack_from(order + word, data, head)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+        first = start + (8 if big else 2)
+        end = first + count * entry
+        for position in range(first, min(end, len(data)), entry):
+            kind, values, offset = struct.unpack_from(order + "xxH" + word * 2, data, position)
+            size = values * _TYPE_BYTES.get(kind, 0)
+            end = max(end, offset + size if size > struct.calcsize(word) else 0)
+    except struct.error:
+        end = len(data) + 1
+    if end > len(data):
+        raise Rejected(ReasonCode.TRUNCATED, "The TIFF file ends before its directory does.")
+
+
+def _require_sound_jpeg(page: Any, data: bytes) -> bool:
+    """Check each JPEG strip or tile as strictly as a JPEG file; returns whether one is suspect."""
+    tables = bytes(page.jpegtables)[:-2] if page.jpegtables else b"\xff\xd8"
+    suspect = False
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        stream = tables + data[offset + 2 : offset + count]
+        header = jpeg_header(stream)
+        if header.precision == 8 and header.components in (1, 3):
+            _, warned = strict_jpeg8(stream, "GRAY" if header.components == 1 else "RGB", header)
+            suspect = suspect or warned
+    return suspect
+
+
+def _require_whole(page: Any, size: int) -> None:
+    """Every strip or tile lies inside the file, and there are as many as the size needs."""
+    if not page.dataoffsets or len(page.dataoffsets) != len(page.databytecounts):
+        raise Rejected(ReasonCode.CORRUPT_PIXELS, "The TIFF file has no consistent table of its pixel data.")
+    if any(offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)):
+        raise Rejected(ReasonCode.TRUNCATED, "The TIFF file ends before its pixel data do.")
+    if not all(page.databytecounts):
+        raise Rejected(ReasonCode.TRUNCATED, "The TIFF file lacks a part of its pixel data.")
+    if page.compression == 1 and sum(page.databytecounts) * 8 < page.imagelength * page.imagewidth * page.bitspersample:
+        raise Rejected(ReasonCode.TRUNCATED, "The TIFF file has fewer bytes of pixels than its size needs.")
+
+
+def _samples(page: Any) -> tuple[NDArray[Any], GreyScale, list[str]]:
+    samples = np.asarray(page.asarray())
+    photometric, bits = int(page.photometric), int(page.bitspersample)
+    if page.planarconfig == 2 and samples.ndim == 3:
+        samples = np.moveaxis(samples, 0, -1)
+    if samples.ndim == 4 and samples.shape[0] == 1:
+        samples = samples[0]
+    if samples.dtype == np.bool_:
+        samples = samples.astype(np.uint8)
+    flags: list[str] = []
+    if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
+        if samples.ndim == 3:
+            samples, flags = (samples[..., 0], []) if samples.shape[2] != 2 else flatten_alpha(samples)
+        scale = GreyScale(bits, inverted=photometric == _WHITE_IS_ZERO, may_fill_range=bits == 16)
+        return samples, scale, flags
+    if photometric == _PALETTE and samples.ndim == 2:
+        colours = np.moveaxis(np.asarray(page.colormap), 0, -1)[samples]
+        return colours.astype(np.uint16), GreyScale(16, may_fill_range=True), flags
+    if samples.ndim != 3 or samples.shape[2] < 3 or samples.dtype.kind != "u" or samples.dtype.itemsize > 2:
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
+    if photometric == _CMYK:
+        top = int(np.iinfo(samples.dtype).max)
+        inks = top - samples[..., :4].astype(np.uint64)
+        rgb = (inks[..., :3] * inks[..., 3:] + top // 2) // top
+        return rgb.astype(samples.dtype), GreyScale(bits, may_fill_range=bits == 16), flags
+    if photometric not in (_RGB, _YCBCR):
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a colour space that is not read.")
+    if samples.shape[2] == 4:
+        samples, flags = flatten_alpha(samples)
+    return samples[..., :3], GreyScale(bits, may_fill_range=bits == 16), flags
+
+
+def _has_second_page(file: Any) -> bool:
+    try:
+        return bool(file.pages[1])
+    except Exception:
+        return False

@@ -1,0 +1,155 @@
+"""The pixel policy, used by training, evaluation and inference alike: stored values -> one small grey plane.
+
+The grey scale is one idea: a table from every stored value to a grey level. docs/pixels.md says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.greyscale import GreyScale, grey_table, spread
+from cxrbatch.nouns import PlaneSpec
+
+__all__ = ["Rendered", "fit_plane", "render"]
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+}
+_NEAR_CONSTANT_LEVELS = 16
+_SATURATED_SHARE = 0.6
+_TINY_PX = 128
+_EXTREME_ASPECT = 3.0
+
+_TILE = 1 << 17  # pixels: numpy widens an index to 64 bits, which is faster in the cache than in memory
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """A grey picture and how it came about."""
+
+    grey: NDArray[np.uint8]  # (rows, columns)
+    grey_path: str
+    inverted: bool
+    quality_flags: tuple[str, ...]
+
+
+def render(samples: NDArray[Any], scale: GreyScale) -> Rendered:
+    """Stored values (rows, columns) of any real dtype, or (rows, columns, 3) uint8/uint16 RGB -> grey.
+
+    The order is PS3.3 C.7.6.3 and C.11: modality (LUT before rescale), VOI (LUT before window, the first
+    of several), inversion once, last. Without a usable VOI, more than 8 bits are windowed between their
+    0.5 and 99.5 percentiles; 8 bits come through as they are.
+
+    Raises Rejected: CONSTANT_IMAGE, CORRUPT_PIXELS (no finite value).
+    """
+    flags: list[str] = []
+    if samples.ndim == 3:
+        if _is_coloured(samples):
+            flags.append("colour")
+        samples = _luma(samples)
+    stored, index, counts = _stored_values(samples)
+    present = counts > 0
+    if np.count_nonzero(present) < 2:
+        raise Rejected(ReasonCode.CONSTANT_IMAGE, "Every pixel has the same value.")
+    table, path, table_flags = grey_table(stored, counts, scale)
+    flags += table_flags
+    flags += _quality(np.bincount(table, weights=counts, minlength=256), samples.shape)
+    return Rendered(_look_up(table, index), path, scale.inverted, tuple(flags))
+
+
+def fit_plane(grey: NDArray[np.uint8], spec: PlaneSpec) -> NDArray[np.uint8]:
+    """Resize one grey picture (rows, columns) uint8 to the plane (size, size) uint8 of a network.
+
+    Antialiased by Pillow (the filter's support grows with the reduction). With `fit="pad"` the longer
+    side becomes `size` and the rest is black, centred.
+    """
+    rows, columns = grey.shape
+    if spec.fit == "stretch":
+        height = width = spec.size
+    else:
+        scale = spec.size / max(rows, columns)
+        height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
+    resized = np.asarray(Image.fromarray(grey).resize((width, height), _RESAMPLING[spec.interpolation]))
+    if (height, width) == (spec.size, spec.size):
+        return resized
+    plane = np.zeros((spec.size, spec.size), np.uint8)
+    top, left = (spec.size - height) // 2, (spec.size - width) // 2
+    plane[top : top + height, left : left + width] = resized
+    return plane
+
+
+def _stored_values(samples: NDArray[Any]) -> tuple[Floats, NDArray[Any], NDArray[np.int64]]:
+    """The table's domain: (stored values, index of each pixel into them, pixels of each)."""
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize <= 2:
+        native = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+        unsigned = np.uint8 if native.itemsize == 1 else np.uint16
+        index = np.ascontiguousarray(native).view(unsigned)  # two's complement: negative values come last
+        stored = np.arange(np.iinfo(unsigned).max + 1, dtype=unsigned).view(native.dtype)
+        return stored.astype(np.float64), index, _count(index, len(stored))
+    values = samples.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.all():
+        if not finite.any():
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "No pixel has a finite value.")
+        values[~finite] = values[finite].min()
+    stored, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return stored, index.reshape(values.shape), counts
+
+
+def _count(index: NDArray[Any], length: int) -> NDArray[np.int64]:
+    """How often each of `length` values occurs."""
+    flat = index.reshape(-1)
+    counts = np.zeros(length, np.int64)
+    for start in range(0, flat.size, _TILE):
+        counts += np.bincount(flat[start : start + _TILE], minlength=length)
+    return counts
+
+
+def _look_up(table: NDArray[np.uint8], index: NDArray[Any]) -> NDArray[np.uint8]:
+    """`table[index]`, with the shape of `index`."""
+    flat = index.reshape(-1)
+    grey = np.empty(flat.size, np.uint8)
+    for start in range(0, flat.size, _TILE):
+        np.take(table, flat[start : start + _TILE], out=grey[start : start + _TILE], mode="clip")
+    return grey.reshape(index.shape)
+
+
+def _quality(histogram: NDArray[Any], shape: tuple[int, ...]) -> list[str]:
+    """What makes a picture a poor one, from its grey histogram (256) and shape."""
+    flags = []
+    if spread(histogram, 0.01) < _NEAR_CONSTANT_LEVELS:
+        flags.append("near_constant")
+    if (histogram[0] + histogram[255]) / histogram.sum() > _SATURATED_SHARE:
+        flags.append("saturated")
+    rows, columns = shape[:2]
+    if min(rows, columns) < _TINY_PX:
+        flags.append("tiny")
+    if max(rows, columns) > _EXTREME_ASPECT * min(rows, columns):
+        flags.append("extreme_aspect")
+    return flags
+
+
+def _luma(rgb: NDArray[Any]) -> NDArray[Any]:
+    """ITU-R BT.601 luma of (rows, columns, 3), same dtype, by Pillow's integer weights: grey stays itself."""
+    if rgb.dtype == np.uint8:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).convert("L"))
+    red, green, blue = (rgb[..., i].astype(np.uint64) for i in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).astype(rgb.dtype)
+
+
+def _is_coloured(rgb: NDArray[Any]) -> bool:
+    """Whether the channels differ by more than JPEG chroma noise does, on a coarse grid of pixels."""
+    coarse = rgb[:: max(1, rgb.shape[0] // 256), :: max(1, rgb.shape[1] // 256)].astype(np.int64)
+    top = 255 if rgb.dtype.itemsize == 1 else 65535
+    distance = coarse.max(axis=2) - coarse.min(axis=2)
+    return bool(np.mean(distance > top * 0.08) > 0.01)

@@ -1,0 +1,219 @@
+"""Damage: truncated, flipped and hostile bytes become reasons, never a crash and never a silent half picture."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from cxrbatch import decode
+from cxrbatch.decode import Limits, read_grey
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.samples.dicom import as_dicom, write_dicom
+from cxrbatch.samples.phantom import Chest, draw_chest
+
+GREY = np.rint(draw_chest(Chest(rows=160, columns=144)) * 255).astype(np.uint8)
+SYNTAXES = [
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+]
+HALF_PICTURES = {ReasonCode.TRUNCATED, ReasonCode.CORRUPT_PIXELS, ReasonCode.CORRUPT_DICOM}
+
+
+def saved(kind: str, mode: str = "L", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+FILES = {uid.keyword: write_dicom(as_dicom(GREY, uid)) for uid in SYNTAXES} | {
+    "png": saved("PNG"),
+    "png 16": bytes(imagecodecs.png_encode(GREY.astype(np.uint16) * 257)),
+    "jpeg": saved("JPEG"),
+    "jpeg progressive": saved("JPEG", progressive=True),
+    "jpeg colour": saved("JPEG", "RGB"),
+    "jpeg cmyk": saved("JPEG", "CMYK"),
+    "tiff": saved("TIFF"),
+    "tiff lzw": saved("TIFF", compression="tiff_lzw"),
+    "tiff jpeg": saved("TIFF", compression="jpeg"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("part", [0.25, 0.5, 0.75, 0.95, 0.999])
+def test_a_truncated_file_is_never_a_picture(name: str, part: float) -> None:
+    data = FILES[name]
+    read_grey(data)
+    with pytest.raises(Rejected) as caught:
+        read_grey(data[: int(len(data) * part)])
+    assert caught.value.reason_code in HALF_PICTURES | {ReasonCode.NO_PIXEL_DATA}
+    if part >= 0.5:
+        assert caught.value.reason_code == ReasonCode.TRUNCATED
+
+
+def test_a_file_cut_by_one_byte_is_noticed() -> None:
+    ends = {"ExplicitVRLittleEndian": 1, "DeflatedExplicitVRLittleEndian": 1, "png": 1, "jpeg": 1}
+    ends |= dict.fromkeys(("JPEGLSLossless", "JPEG2000Lossless", "RLELossless"), 9)  # a delimiter of 8 bytes follows
+    for name, cut in ends.items():
+        with pytest.raises(Rejected) as caught:
+            read_grey(FILES[name][:-cut])
+        assert caught.value.reason_code == ReasonCode.TRUNCATED, name
+
+
+def test_a_truncated_codestream_in_a_whole_dicom_file_is_noticed() -> None:
+    for syntax in (JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless, RLELossless):
+        dataset = as_dicom(GREY, syntax)
+        from pydicom.encaps import encapsulate, get_frame
+
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame[: len(frame) * 2 // 3]])
+        with pytest.raises(Rejected) as caught:
+            read_grey(write_dicom(dataset))
+        assert caught.value.reason_code in {ReasonCode.TRUNCATED, ReasonCode.CORRUPT_PIXELS}
+
+
+@pytest.mark.parametrize("name", ["png", "png 16", "JPEGLSLossless"])
+def test_formats_that_can_tell_never_let_a_flipped_bit_pass(name: str) -> None:
+    data, expected = FILES[name], read_grey(FILES[name])[0]
+    chance = random.Random(5)
+    start = 41 if name.startswith("png") else len(data) // 3
+    for _ in range(40):
+        damaged = bytearray(data)
+        damaged[chance.randrange(start, len(data) - 20)] ^= 1 << chance.randrange(8)
+        try:
+            grey, _ = read_grey(bytes(damaged))
+        except Rejected:
+            continue
+        np.testing.assert_array_equal(grey, expected)
+
+
+def deflated_bomb(inflated_bytes: int) -> bytes:
+    """A deflated DICOM file whose dataset ends in zeros without end."""
+    whole = write_dicom(as_dicom(GREY, DeflatedExplicitVRLittleEndian))
+    (group_length,) = struct.unpack_from("<I", whole, 140)
+    start = 144 + group_length
+    dataset = zlib.decompress(whole[start:], -zlib.MAX_WBITS)
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    parts = [whole[:start], squeeze.compress(dataset)]
+    block = bytes(1024 * 1024)
+    parts += [squeeze.compress(block) for _ in range(inflated_bytes // len(block))]
+    return b"".join([*parts, squeeze.flush()])
+
+
+def test_deflate_bombs_are_stopped_at_the_cap() -> None:
+    bomb = deflated_bomb(160 * 1024 * 1024)
+    assert len(bomb) < 2 * 1024 * 1024
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(decode.__file__).parent.parent)!r})
+from cxrbatch.decode import Limits, read_grey
+from cxrbatch.errors import Rejected
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_grey(data, Limits(max_inflated_mib=32))
+except Rejected as problem:
+    print(problem.reason_code, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], input=bomb, capture_output=True, check=True)
+    reason, grown_mib = answer.stdout.split()
+    assert reason == b"inflates_too_far"
+    assert int(grown_mib) < 32 + 64
+
+
+def test_sequences_nested_hundreds_deep_are_refused() -> None:
+    whole = write_dicom(as_dicom(GREY))
+    opening = b"\x08\x00\x40\x11SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 3000
+    start = whole.index(b"\x08\x00\x16\x00UI")
+    with pytest.raises(Rejected) as caught:
+        read_grey(whole[:start] + opening + whole[start:])
+    assert caught.value.reason_code in HALF_PICTURES
+
+
+def test_a_decoder_that_panics_or_runs_out_of_memory_costs_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicError(BaseException):
+        pass
+
+    for raised, expected in (
+        (PanicError("SYNTH-001"), ReasonCode.CORRUPT_PIXELS),
+        (MemoryError(), ReasonCode.DECODER_OUT_OF_MEMORY),
+        (RecursionError(), ReasonCode.CORRUPT_DICOM),
+    ):
+
+        def fail(*_: object, problem: BaseException = raised) -> None:
+            raise problem
+
+        monkeypatch.setattr(decode, "read_png", fail)
+        with pytest.raises(Rejected) as caught:
+            read_grey(FILES["png"])
+        assert caught.value.reason_code == expected
+        assert "SYNTH" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+@pytest.mark.fuzz
+def test_mutated_files_end_in_a_picture_or_a_reason() -> None:
+    """CXRBATCH_FUZZ_N mutations over all formats; the seed is in the message of a failure."""
+    count = int(os.environ.get("CXRBATCH_FUZZ_N", "200"))
+    seed = int(os.environ.get("CXRBATCH_FUZZ_SEED", "1"))
+    chance = random.Random(seed)
+    names = list(FILES)
+    limits = Limits(max_pixels_mpx=4, max_inflated_mib=32)
+    for number in range(count):
+        name = names[number % len(names)]
+        damaged = bytearray(FILES[name])
+        reach = len(damaged) if chance.random() < 0.5 else min(1500, len(damaged))  # headers deserve half of it
+        for _ in range(chance.choice((1, 1, 4, 30))):
+            damaged[chance.randrange(reach)] = chance.choice((0, 255, 127, chance.randrange(256)))
+        if chance.random() < 0.1:
+            cut = chance.randrange(reach)
+            del damaged[cut : cut + chance.randrange(1, 60)]
+        try:
+            grey, facts = read_grey(bytes(damaged), limits)
+        except Rejected as problem:
+            assert problem.reason.endswith("."), (seed, number, name)
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}, mutation {number} of {name}: {error!r}") from error
+        else:
+            assert grey.dtype == np.uint8, (seed, number, name)
+            assert facts.grey_path, (seed, number, name)
+
+
+def test_reading_does_not_leak_memory() -> None:
+    for _ in range(5):
+        read_grey(FILES["JPEGBaseline8Bit"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(100):
+        read_grey(FILES["JPEGBaseline8Bit"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024

@@ -1,0 +1,334 @@
+"""DICOM: every transfer syntax and pixel layout, each compared with the picture it was made from."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from cxrbatch.decode import Identifiers, Limits, decode_bytes, read_grey
+from cxrbatch.dicom.frames import decoder_table
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.samples.dicom import as_dicom, write_dicom
+from cxrbatch.samples.phantom import Chest, draw_chest
+
+FILM = draw_chest(Chest(rows=160, columns=144))
+EIGHT = np.rint(FILM * 255).astype(np.uint8)
+TWELVE = np.rint(FILM * 3600 + 200).astype(np.uint16)
+LIMITS = Limits()
+LOSSLESS = [
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+]
+
+
+def refusal(data: bytes, limits: Limits = LIMITS) -> ReasonCode:
+    with pytest.raises(Rejected) as caught:
+        read_grey(data, limits)
+    return caught.value.reason_code
+
+
+def compressed(frame: bytes, like: np.ndarray[Any, Any], syntax: UID, **elements: Any) -> bytes:
+    """A DICOM file around a ready codestream."""
+    dataset = as_dicom(like, ExplicitVRLittleEndian, **elements)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].VR = "OB"
+    return write_dicom(dataset)
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.keyword)
+def test_lossless_syntaxes_give_the_same_grey_as_the_uncompressed_original(syntax: UID) -> None:
+    for stored, bits in ((EIGHT, 8), (TWELVE, 12)):
+        expected, _ = read_grey(write_dicom(as_dicom(stored, bits=bits)))
+        grey, facts = read_grey(write_dicom(as_dicom(stored, syntax, bits=bits)))
+        np.testing.assert_array_equal(grey, expected)
+        assert facts.quality_flags == ()
+        assert facts.decoder
+    np.testing.assert_array_equal(read_grey(write_dicom(as_dicom(EIGHT, syntax)))[0], EIGHT)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "frame", "most"),
+    [
+        (JPEGBaseline8Bit, imagecodecs.jpeg8_encode(EIGHT, level=95), 12),
+        (JPEGExtended12Bit, imagecodecs.jpeg8_encode(EIGHT, level=95), 12),
+        (JPEGLossless, imagecodecs.jpeg8_encode(EIGHT, lossless=True, predictor=6), 0),
+        (JPEGLSNearLossless, imagecodecs.jpegls_encode(EIGHT, level=2), 2),
+        (JPEG2000, imagecodecs.jpeg2k_encode(EIGHT, level=40, codecformat="j2k"), 45),
+        (JPEG2000Lossless, imagecodecs.jpeg2k_encode(EIGHT, level=0, reversible=True, codecformat="jp2"), 0),
+        (HTJ2KLosslessRPCL, imagecodecs.htj2k_encode(EIGHT, reversible=True), 0),
+        (HTJ2K, imagecodecs.htj2k_encode(EIGHT, reversible=True), 0),
+    ],
+)
+def test_lossy_syntaxes_stay_near_the_original(syntax: UID, frame: bytes, most: int) -> None:
+    grey, _ = read_grey(compressed(frame, EIGHT, syntax))
+    assert np.abs(grey.astype(int) - EIGHT).max() <= most
+
+
+def test_12_bit_jpeg_extended() -> None:
+    frame = imagecodecs.jpeg8_encode(TWELVE, bitspersample=12, level=95)
+    expected, _ = read_grey(write_dicom(as_dicom(TWELVE, bits=12)))
+    grey, facts = read_grey(compressed(frame, TWELVE, JPEGExtended12Bit, bits=12))
+    assert np.abs(grey.astype(int) - expected).max() <= 2
+    assert "jpeg8" in facts.decoder
+
+
+def test_the_codec_is_chosen_by_the_bytes_when_the_transfer_syntax_is_wrong() -> None:
+    ls = imagecodecs.jpegls_encode(EIGHT)
+    for frame, syntax in (
+        (ls, JPEGBaseline8Bit),
+        (ls, JPEGLosslessSV1),
+        (imagecodecs.jpeg8_encode(EIGHT, lossless=True), JPEGBaseline8Bit),
+        (imagecodecs.jpeg2k_encode(EIGHT, level=0, reversible=True, codecformat="j2k"), JPEGLosslessSV1),
+        (imagecodecs.jpeg8_encode(EIGHT, lossless=True), UID("1.2.840.10008.1.2.4.65")),  # retired
+    ):
+        np.testing.assert_array_equal(read_grey(compressed(frame, EIGHT, syntax))[0], EIGHT)
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.keyword)
+def test_signed_pixels(syntax: UID) -> None:
+    expected, _ = read_grey(write_dicom(as_dicom(TWELVE, bits=12)))
+    signed = (TWELVE.astype(np.int16) - 1024).view(np.uint16)
+    data = write_dicom(as_dicom(signed, syntax, bits=16, PixelRepresentation=1))
+    np.testing.assert_array_equal(read_grey(data)[0], expected)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLosslessSV1])
+def test_signed_pixels_that_leave_the_upper_bits_empty(syntax: UID) -> None:
+    expected, _ = read_grey(write_dicom(as_dicom(TWELVE, bits=12)))
+    signed = (TWELVE.astype(np.int16) - 2048).view(np.uint16) & 0xFFF
+    data = write_dicom(as_dicom(signed, syntax, bits=12, PixelRepresentation=1))
+    np.testing.assert_array_equal(read_grey(data)[0], expected)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian])
+def test_headerless_files_are_told_from_junk(syntax: UID) -> None:
+    dataset = as_dicom(TWELVE, syntax, bits=12)
+    expected, _ = read_grey(write_dicom(dataset))
+    whole = write_dicom(dataset)
+    np.testing.assert_array_equal(read_grey(whole[132:])[0], expected)  # file meta, but no preamble
+    buffer = io.BytesIO()
+    del dataset.file_meta
+    dataset.save_as(
+        buffer,
+        implicit_vr=syntax.is_implicit_VR,
+        little_endian=syntax.is_little_endian,
+        enforce_file_format=False,
+        force_encoding=True,
+    )
+    bare = buffer.getvalue()
+    assert bare[128:132] != b"DICM"
+    np.testing.assert_array_equal(read_grey(bare)[0], expected)
+
+
+def rgb_dataset(planar: int, syntax: UID = ExplicitVRLittleEndian, photometric: str = "RGB") -> tuple[Dataset, Any]:
+    rgb = np.stack([EIGHT, EIGHT[::-1], EIGHT[:, ::-1]], axis=-1)
+    dataset = as_dicom(
+        EIGHT, syntax, SamplesPerPixel=3, PhotometricInterpretation=photometric, PlanarConfiguration=planar
+    )
+    dataset.PixelData = (rgb.transpose(2, 0, 1) if planar else rgb).tobytes()
+    return dataset, rgb
+
+
+def luma(rgb: Any) -> Any:
+    return np.rint(rgb @ np.array([0.299, 0.587, 0.114])).astype(int)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+def test_rgb_becomes_luma(planar: int) -> None:
+    dataset, rgb = rgb_dataset(planar)
+    grey, facts = read_grey(write_dicom(dataset))
+    assert np.abs(grey.astype(int) - luma(rgb)).max() <= 1
+    assert "colour" in facts.quality_flags
+
+
+def test_ybr_full_is_read_by_its_luma() -> None:
+    dataset, ybr = rgb_dataset(0, photometric="YBR_FULL")
+    ybr = ybr.copy()
+    ybr[..., 1:] = 128
+    dataset.PixelData = ybr.tobytes()
+    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], EIGHT)
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGLSLossless, JPEG2000Lossless])
+def test_compressed_colour(syntax: UID) -> None:
+    rgb = np.stack([EIGHT, EIGHT // 2 + 60, EIGHT // 3], axis=-1)
+    if syntax == JPEGBaseline8Bit:
+        frame, photometric = imagecodecs.jpeg8_encode(rgb, level=98, subsampling="422"), "YBR_FULL_422"
+    elif syntax == JPEG2000Lossless:
+        frame = imagecodecs.jpeg2k_encode(rgb, level=0, reversible=True, mct=True, codecformat="j2k")
+        photometric = "YBR_RCT"
+    else:
+        frame, photometric = imagecodecs.jpegls_encode(rgb), "RGB"
+    data = compressed(
+        frame, EIGHT, syntax, SamplesPerPixel=3, PhotometricInterpretation=photometric, PlanarConfiguration=0
+    )
+    grey, facts = read_grey(data)
+    assert np.abs(grey.astype(int) - luma(rgb)).max() <= (12 if syntax == JPEGBaseline8Bit else 1)
+    assert "colour" in facts.quality_flags
+
+
+def test_palette_colour_becomes_luma() -> None:
+    ramp = np.arange(256, dtype=np.uint16) * 257
+    palettes = {"Red": ramp, "Green": ramp[::-1], "Blue": ramp // 2}
+    elements: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour, values in palettes.items():
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        elements[f"{colour}PaletteColorLookupTableData"] = values.astype("<u2").tobytes()
+    grey, _ = read_grey(write_dicom(as_dicom(EIGHT, **elements)))
+    rgb = np.stack([values[EIGHT] for values in palettes.values()], axis=-1) / 257
+    assert np.abs(grey.astype(int) - luma(rgb)).max() <= 1
+
+
+def test_one_bit_pixels() -> None:
+    mask = (EIGHT > 128).astype(np.uint8)
+    dataset = as_dicom(mask, BitsAllocated=1, BitsStored=1, HighBit=0)
+    dataset.PixelData = np.packbits(mask.ravel(), bitorder="little").tobytes()
+    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], mask * 255)
+
+
+@pytest.mark.parametrize(("keyword", "kind"), [("FloatPixelData", "<f4"), ("DoubleFloatPixelData", "<f8")])
+def test_float_pixels(keyword: str, kind: str) -> None:
+    dataset = as_dicom(TWELVE, BitsAllocated=int(kind[-1]) * 8)
+    del dataset.PixelData
+    setattr(dataset, keyword, TWELVE.astype(kind).tobytes())
+    expected, _ = read_grey(write_dicom(as_dicom(TWELVE, bits=12)))
+    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], expected)
+
+
+def test_32_bit_pixels() -> None:
+    dataset = as_dicom(TWELVE, BitsAllocated=32, BitsStored=32, HighBit=31, PixelRepresentation=1)
+    dataset.PixelData = (TWELVE.astype("<i4") - 1000).tobytes()
+    expected, _ = read_grey(write_dicom(as_dicom(TWELVE, bits=12)))
+    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], expected)
+
+
+def test_odd_length_and_unused_bits() -> None:
+    odd = EIGHT[:75, :75]
+    dataset = as_dicom(odd)
+    dataset.PixelData = odd.tobytes() + b"\x00"
+    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], odd)
+    overlaid = as_dicom(TWELVE | 0x8000, bits=12)  # an old overlay in bit 15
+    expected, _ = read_grey(write_dicom(as_dicom(TWELVE, bits=12)))
+    np.testing.assert_array_equal(read_grey(write_dicom(overlaid))[0], expected)
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+def test_of_many_frames_the_first_is_read_and_flagged(with_table: bool) -> None:
+    frames = [imagecodecs.jpegls_encode(EIGHT), imagecodecs.jpegls_encode(EIGHT[::-1].copy())]
+    dataset = as_dicom(EIGHT, JPEGLSLossless, NumberOfFrames=2)
+    dataset.PixelData = encapsulate(frames, has_bot=with_table)
+    grey, facts = read_grey(write_dicom(dataset))
+    np.testing.assert_array_equal(grey, EIGHT)
+    assert facts.number_of_frames == 2
+    assert "multi_frame" in facts.quality_flags
+
+
+def test_a_frame_in_many_fragments() -> None:
+    dataset = as_dicom(EIGHT, JPEGLSLossless)
+    dataset.PixelData = encapsulate([imagecodecs.jpegls_encode(EIGHT)], fragments_per_frame=7, has_bot=False)
+    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], EIGHT)
+
+
+def test_j2k_whose_sign_differs_from_the_header() -> None:
+    signed = TWELVE.astype(np.int16) - 2048
+    frame = imagecodecs.jpeg2k_encode(signed, level=0, reversible=True, bitspersample=12, codecformat="j2k")
+    data = compressed(frame, TWELVE, JPEG2000Lossless, bits=12)
+    grey, _ = read_grey(data)
+    unsigned = (signed.astype(np.int32) & 0xFFF).astype(np.uint16)
+    np.testing.assert_array_equal(grey, read_grey(write_dicom(as_dicom(unsigned, bits=12)))[0])
+
+
+def test_what_is_no_picture_says_so() -> None:
+    bare = as_dicom(EIGHT)
+    del bare.PixelData
+    assert refusal(write_dicom(bare)) == ReasonCode.NO_PIXEL_DATA
+    directory = Dataset()
+    directory.file_meta = as_dicom(EIGHT).file_meta
+    directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    directory.FileSetID = "SYNTHETIC"
+    directory.DirectoryRecordSequence = []
+    assert refusal(write_dicom(directory)) == ReasonCode.DICOMDIR
+
+
+def test_what_cannot_be_read_says_why() -> None:
+    video = compressed(b"\x00\x00\x01\xb3" + bytes(64), EIGHT, UID("1.2.840.10008.1.2.4.100"))
+    assert refusal(video) == ReasonCode.UNSUPPORTED_TRANSFER_SYNTAX
+    assert refusal(write_dicom(as_dicom(EIGHT, PhotometricInterpretation="PUCE"))) == ReasonCode.UNSUPPORTED_PIXELS
+    nameless = as_dicom(EIGHT)
+    del nameless.PhotometricInterpretation
+    assert refusal(write_dicom(nameless)) == ReasonCode.CORRUPT_DICOM
+    flat = as_dicom(np.full((64, 64), 7, np.uint8))
+    assert refusal(write_dicom(flat)) == ReasonCode.CONSTANT_IMAGE
+    assert refusal(write_dicom(as_dicom(EIGHT[:16, :16].copy()))) == ReasonCode.TOO_SMALL
+
+
+def test_sizes_are_checked_before_anything_is_allocated() -> None:
+    bomb = as_dicom(EIGHT)
+    bomb.Rows = bomb.Columns = 65535
+    assert refusal(write_dicom(bomb)) == ReasonCode.TOO_MANY_PIXELS
+    small_limit = Limits(max_pixels_mpx=0.01)
+    assert refusal(write_dicom(as_dicom(EIGHT)), small_limit) == ReasonCode.TOO_MANY_PIXELS
+    for syntax in (JPEGBaseline8Bit, JPEGLSLossless, JPEG2000Lossless):
+        lying = as_dicom(EIGHT, syntax)
+        lying.Rows = 80
+        assert refusal(write_dicom(lying)) == ReasonCode.CORRUPT_PIXELS
+
+
+def test_identifiers_are_hashed_kept_or_dropped() -> None:
+    data = write_dicom(as_dicom(EIGHT, patient=7))
+    hashed = decode_bytes(data, (), LIMITS, Identifiers("hash", b"key")).facts
+    other = decode_bytes(data, (), LIMITS, Identifiers("hash", b"another key")).facts
+    kept = decode_bytes(data, (), LIMITS, Identifiers("keep")).facts
+    dropped = decode_bytes(data, (), LIMITS, Identifiers("drop")).facts
+    assert len(hashed.patient_id_hash) == 32
+    assert hashed.patient_id_hash != other.patient_id_hash
+    assert hashed.accession_number_hash not in ("", hashed.patient_id_hash)
+    assert kept.patient_id_hash == "SYNTH-007"
+    assert hashed.sop_instance_uid == kept.sop_instance_uid != ""
+    assert (dropped.patient_id_hash, dropped.accession_number_hash, dropped.sop_instance_uid) == ("", "", "")
+    assert kept.study_date == "2020-01-01"
+    for facts in (hashed, dropped):
+        shown = " ".join(str(getattr(facts, field.name)) for field in fields(facts))
+        assert "SYNTH-" not in shown
+        assert "PHANTOM" not in shown
+    assert "key" not in repr(Identifiers("hash", b"key"))
+
+
+def test_every_transfer_syntax_has_a_decoder() -> None:
+    assert len(decoder_table()) == 12
+    assert all(decoder for _, decoder in decoder_table())

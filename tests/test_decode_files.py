@@ -1,0 +1,300 @@
+"""Rasters, junk and the file system: content decides, and everything that goes wrong has a reason."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from cxrbatch import decode
+from cxrbatch.decode import Identifiers, Limits, decode_bytes, decode_file, read_grey
+from cxrbatch.errors import ReasonCode, Rejected, Retry
+from cxrbatch.nouns import PlaneSpec
+from cxrbatch.samples.dicom import as_dicom, write_dicom
+from cxrbatch.samples.phantom import Chest, colour_pattern, draw_chest
+
+FILM = draw_chest(Chest(rows=160, columns=144))
+GREY = np.rint(FILM * 255).astype(np.uint8)
+WIDE = np.rint(FILM * 65535).astype(np.uint16)
+COLOUR = colour_pattern(rows=120, columns=160)
+LIMITS = Limits()
+WHO = Identifiers("hash", b"key")
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiff(samples: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, **options)
+    return buffer.getvalue()
+
+
+def png(depth: int, colour_type: int, rows: list[bytes], width: int, *extra: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\x00" + row for row in rows))
+    chunks = [chunk(b"IHDR", header), *(chunk(e[:4], e[4:]) for e in extra), chunk(b"IDAT", data), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def luma(rgb: Any) -> Any:
+    return np.asarray(Image.fromarray(rgb).convert("L"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(Image.fromarray(GREY), "PNG"),
+        saved(Image.fromarray(GREY).convert("RGB"), "PNG"),
+        saved(Image.fromarray(GREY).convert("RGBA"), "PNG"),
+        saved(Image.fromarray(GREY).convert("LA"), "PNG"),
+        saved(Image.fromarray(GREY), "TIFF"),
+        saved(Image.fromarray(GREY), "TIFF", compression="tiff_lzw"),
+        saved(Image.fromarray(GREY), "TIFF", compression="packbits"),
+        tiff(GREY, compression="zlib", predictor=True),
+        tiff(GREY, byteorder=">"),
+        tiff(GREY, bigtiff=True, tile=(64, 64)),
+        tiff(255 - GREY, photometric="miniswhite"),
+        tiff(np.stack([GREY] * 3, axis=-1), photometric="rgb"),
+        tiff(np.stack([GREY] * 3), photometric="rgb", planarconfig="separate"),
+        imagecodecs.jpegls_encode(GREY),
+        imagecodecs.jpeg8_encode(GREY, lossless=True),
+    ],
+)
+def test_lossless_8_bit_files_come_through_bit_identical(data: bytes) -> None:
+    grey, facts = read_grey(data)
+    np.testing.assert_array_equal(grey, GREY)
+    assert facts.quality_flags == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_rows": 1}])
+def test_grey_jpeg_equals_pillow(options: dict[str, Any]) -> None:
+    data = saved(Image.fromarray(GREY), "JPEG", **options)
+    np.testing.assert_array_equal(read_grey(data)[0], np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_colour_jpeg_becomes_luma(mode: str) -> None:
+    data = saved(Image.fromarray(COLOUR).convert(mode), "JPEG", quality=90)
+    grey, facts = read_grey(data)
+    expected = luma(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.abs(grey.astype(int) - expected).max() <= 1
+    assert "colour" in facts.quality_flags
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(Image.fromarray(GREY), "JPEG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        from PIL import ImageOps
+
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    grey, facts = read_grey(data)
+    np.testing.assert_array_equal(grey, expected)
+    assert ("rotated" in facts.quality_flags) == (orientation > 1)
+    assert (facts.rows, facts.columns) == GREY.shape
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_png_of_few_bits(depth: int) -> None:
+    levels = GREY >> (8 - depth)
+    padded = levels.reshape(160, -1, 8 // depth)
+    shifts = np.arange(8 // depth)[::-1] * depth
+    rows = [(row << shifts).sum(axis=1).astype(np.uint8).tobytes() for row in padded.astype(int)]
+    np.testing.assert_array_equal(read_grey(png(depth, 0, rows, 144))[0], levels * (255 // (2**depth - 1)))
+
+
+def test_png_of_16_bits() -> None:
+    grey, facts = read_grey(imagecodecs.png_encode(WIDE))
+    np.testing.assert_allclose(grey, WIDE / 257, atol=0.5 + 1e-6)
+    assert (facts.bits_stored, facts.grey_path) == (16, "whole_range")
+    same, _ = read_grey(imagecodecs.png_encode(np.stack([WIDE] * 3, axis=-1)))
+    np.testing.assert_array_equal(same, grey)
+    twelve, facts = read_grey(imagecodecs.png_encode(WIDE >> 4))
+    assert facts.grey_path == "percentile 0.5-99.5"
+    assert twelve.min() == 0
+    assert twelve.max() == 255
+
+
+def test_png_palette_interlace_and_animation() -> None:
+    palette = Image.fromarray(COLOUR).quantize(64)
+    expected = luma(np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(read_grey(saved(palette, "PNG"))[0], expected)
+    second = Image.fromarray(GREY[::-1].copy())
+    animated = saved(Image.fromarray(GREY), "PNG", save_all=True, append_images=[second])
+    grey, facts = read_grey(animated)
+    np.testing.assert_array_equal(grey, GREY)
+    assert "multi_frame" in facts.quality_flags
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_alpha_is_composited_on_black_and_flagged(depth: int) -> None:
+    grey = GREY if depth == 8 else WIDE
+    alpha = np.full_like(grey, np.iinfo(grey.dtype).max)
+    alpha[:80] = 0
+    grey_out, facts = read_grey(imagecodecs.png_encode(np.stack([grey, alpha], axis=-1)))
+    assert grey_out[:80].max() == 0
+    np.testing.assert_allclose(grey_out[80:], grey[80:] / (1 if depth == 8 else 257), atol=0.5 + 1e-6)
+    assert "alpha" in facts.quality_flags
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_of_more_than_8_bits(order: Any) -> None:
+    grey, _ = read_grey(tiff(WIDE, byteorder=order))
+    np.testing.assert_allclose(grey, WIDE / 257, atol=0.5 + 1e-6)
+    white_is_zero, facts = read_grey(tiff(65535 - WIDE, byteorder=order, photometric="miniswhite"))
+    np.testing.assert_array_equal(white_is_zero, grey)
+    assert facts.inverted
+    as_float, _ = read_grey(tiff(WIDE.astype(np.float32), byteorder=order))
+    expected, _ = read_grey(write_dicom(as_dicom(WIDE, bits=16)))
+    np.testing.assert_array_equal(as_float, expected)
+
+
+def test_tiff_pages_and_jpeg_strips() -> None:
+    grey, facts = read_grey(tiff(np.stack([GREY, GREY[::-1]]), photometric="minisblack"))
+    np.testing.assert_array_equal(grey, GREY)
+    assert "multi_frame" in facts.quality_flags
+    jpeg, _ = read_grey(saved(Image.fromarray(GREY), "TIFF", compression="jpeg"))
+    assert np.abs(jpeg.astype(int) - GREY).mean() < 4
+
+
+JUNK = {
+    "empty": (b"", ReasonCode.EMPTY_FILE),
+    "text": (b"not a film\n" * 50, ReasonCode.NOT_AN_IMAGE),
+    "utf16": ("not a film\n".encode("utf-16") * 50, ReasonCode.NOT_AN_IMAGE),
+    "html": (b"<html><body>502</body></html>", ReasonCode.NOT_AN_IMAGE),
+    "pdf": (b"%PDF-1.7\n" + bytes(500), ReasonCode.NOT_AN_IMAGE),
+    "elf": (b"\x7fELF\x02\x01\x01" + bytes(500), ReasonCode.NOT_AN_IMAGE),
+    "gzip": (b"\x1f\x8b\x08" + bytes(500), ReasonCode.NOT_AN_IMAGE),
+    "zeros": (bytes(5000), ReasonCode.NOT_AN_IMAGE),
+    "noise": (np.random.default_rng(3).bytes(5000), ReasonCode.NOT_AN_IMAGE),
+    "bmp": (saved(Image.fromarray(GREY), "BMP"), ReasonCode.UNSUPPORTED_FORMAT),
+    "gif": (saved(Image.fromarray(GREY), "GIF"), ReasonCode.UNSUPPORTED_FORMAT),
+    "webp": (saved(Image.fromarray(COLOUR), "WEBP"), ReasonCode.UNSUPPORTED_FORMAT),
+    "jp2": (imagecodecs.jpeg2k_encode(GREY), ReasonCode.UNSUPPORTED_FORMAT),
+    "magic only": (b"\x89PNG\r\n\x1a\n", ReasonCode.TRUNCATED),
+    "jpeg magic only": (b"\xff\xd8\xff", ReasonCode.TRUNCATED),
+    "tiff magic only": (b"II*\x00", ReasonCode.TRUNCATED),
+    "preamble only": (bytes(128) + b"DICM", ReasonCode.CORRUPT_DICOM),
+    "constant": (saved(Image.new("L", (99, 99), 5), "PNG"), ReasonCode.CONSTANT_IMAGE),
+    "small": (saved(Image.fromarray(GREY[:20]), "PNG"), ReasonCode.TOO_SMALL),
+    "png bomb": (png(8, 0, [b"\x00"], 1).replace(b"\x00\x00\x00\x01\x00\x00\x00\x01", b"\x00\x00N \x00\x00N "), None),
+}
+
+
+@pytest.mark.parametrize("kind", JUNK)
+def test_junk_gets_a_reason_and_a_sentence(kind: str) -> None:
+    data, expected = JUNK[kind]
+    with pytest.raises(Rejected) as caught:
+        read_grey(data)
+    assert caught.value.reason.endswith(".")
+    assert not isinstance(caught.value, Retry)
+    if expected is not None:
+        assert caught.value.reason_code == expected
+
+
+def test_a_zip_archive_is_no_picture() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("film.png", saved(Image.fromarray(GREY), "PNG"))
+    with pytest.raises(Rejected, match="not_an_image"):
+        read_grey(buffer.getvalue())
+
+
+def big_png() -> bytes:
+    rows = [bytes(20_000 // 8)] * 20_000
+    return png(1, 0, rows, 20_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        big_png(),
+        tiff(np.zeros((32, 20_000), np.uint8)),
+        saved(Image.fromarray(np.zeros((40, 20_000), np.uint8)), "JPEG"),
+    ],
+)
+def test_sizes_are_refused_before_decoding(data: bytes) -> None:
+    with pytest.raises(Rejected) as caught:
+        read_grey(data, Limits(max_pixels_mpx=0.5))
+    assert caught.value.reason_code == ReasonCode.TOO_MANY_PIXELS
+
+
+def read(path: Path, **changes: int) -> Any:
+    status = os.stat(path) if os.path.exists(path) else None
+    size = changes.get("size", status.st_size if status else 0)
+    mtime_ns = changes.get("mtime_ns", status.st_mtime_ns if status else 0)
+    return decode_file(str(path), size, mtime_ns, (PlaneSpec(64), PlaneSpec(32, fit="stretch")), LIMITS, WHO)
+
+
+def test_a_file_gives_hash_facts_and_planes(tmp_path: Path) -> None:
+    import hashlib
+
+    path = tmp_path / "film named wrongly.dcm"
+    data = saved(Image.fromarray(GREY), "PNG")
+    path.write_bytes(data)
+    image = read(path)
+    assert image.sha256 == hashlib.sha256(data).hexdigest()
+    assert image.facts.format == "png"
+    assert {spec.size: plane.shape for spec, plane in image.planes.items()} == {64: (64, 64), 32: (32, 32)}
+    assert decode_bytes(data, (), LIMITS, WHO).facts == image.facts
+
+
+def test_the_file_system_s_troubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(path: Path, **changes: int) -> tuple[ReasonCode, bool]:
+        with pytest.raises(Rejected) as caught:
+            read(path, **changes)
+        assert str(tmp_path) not in str(caught.value)
+        return caught.value.reason_code, isinstance(caught.value, Retry)
+
+    film = tmp_path / "film.png"
+    film.write_bytes(saved(Image.fromarray(GREY), "PNG"))
+    assert reason(tmp_path / "gone.png") == (ReasonCode.VANISHED, True)
+    assert reason(film, size=1) == (ReasonCode.CHANGED_WHILE_READ, True)
+    assert reason(film, mtime_ns=1) == (ReasonCode.CHANGED_WHILE_READ, True)
+    os.mkfifo(tmp_path / "fifo.dcm")
+    assert reason(tmp_path / "fifo.dcm") == (ReasonCode.NOT_A_REGULAR_FILE, False)
+    assert reason(Path("/dev/zero")) == (ReasonCode.NOT_A_REGULAR_FILE, False)
+    assert reason(tmp_path) == (ReasonCode.NOT_A_REGULAR_FILE, False)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert reason(tmp_path / "loop") == (ReasonCode.SYMLINK_LOOP, False)
+
+    def denied(*_: Any) -> int:
+        raise PermissionError(13, "Permission denied", "/secret/path")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode.os, "open", denied)
+        assert reason(film) == (ReasonCode.PERMISSION_DENIED, True)
+
+        def broken(*_: Any) -> int:
+            raise OSError(5, "Input/output error", "/secret/path")
+
+        patch.setattr(decode.os, "open", broken)
+        assert reason(film) == (ReasonCode.UNREADABLE, True)
+
+
+def test_files_over_the_limit_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.dcm"
+    with path.open("wb") as file:
+        file.truncate(3 * 1024 * 1024)
+    with pytest.raises(Rejected) as caught:
+        decode_file(str(path), path.stat().st_size, path.stat().st_mtime_ns, (), Limits(max_file_mib=2), WHO)
+    assert caught.value.reason_code == ReasonCode.FILE_TOO_LARGE
