@@ -1,0 +1,102 @@
+r"""File names as text that both stores can keep, and back again.
+
+A POSIX name is bytes; `os.fsdecode` turns the undecodable ones into lone surrogates, which neither SQLite nor
+Postgres stores. So:
+
+* a path without surrogates and without the two characters `\x` is stored as it is;
+* any other path has its backslashes doubled and each undecodable byte written `\xNN`. Such a text always
+  contains `\x`, and the first kind never does: no two paths share a text.
+
+A text over 2,400 bytes of UTF-8 is cut and ends in `\x#` and its own sha256 (a Postgres index entry holds no
+more than 2,704 bytes). It stays unique, but does not lead back to the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NamedTuple
+
+__all__ = ["CUT_MARK", "LONGEST", "TextRange", "path_to_text", "plain", "text_to_path", "under"]
+
+LONGEST = 2400  # bytes of UTF-8
+CUT_MARK = "\\x#"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPE = re.compile(r"\\\\|\\x([0-9a-f]{2})")
+
+
+def path_to_text(path: str) -> str:
+    """The text under which a path (as `os.fsdecode` gives it) is stored.
+
+    Raises ValueError for what cannot be a POSIX path: NUL, or surrogates that `os.fsdecode` never makes.
+    """
+    if path.isascii():  # the usual case, and it must be quick: a scan comes here once a file
+        text = path if "\\x" not in path else _escaped(path)
+    else:
+        text = _escaped(path) if "\\x" in path or _SURROGATE.search(path) else path
+    if "\0" in text:
+        raise ValueError("a path holds no NUL")
+    if 4 * len(text) > LONGEST and len(encoded := text.encode()) > LONGEST:
+        digest = hashlib.sha256(encoded).hexdigest()
+        head = encoded[: LONGEST - len(CUT_MARK) - len(digest)].decode(errors="ignore")
+        return head + CUT_MARK + digest
+    return text
+
+
+def text_to_path(text: str) -> str:
+    """The path (with surrogates, for `os.fsencode`) that is stored as `text`.
+
+    Raises ValueError for a text that was cut.
+    """
+    if "\\x" not in text:
+        return text
+    if CUT_MARK in text:
+        raise ValueError("this path was too long to be kept whole")
+    return _ESCAPE.sub(lambda m: chr(0xDC00 + int(m[1], 16)) if m[1] else "\\", text)
+
+
+class TextRange(NamedTuple):
+    """Stored texts `low <= text < high`; where `escaped` is not None, only those with (without) `\\x`."""
+
+    low: str
+    high: str
+    escaped: bool | None
+
+
+def under(folder: str) -> list[TextRange]:
+    """The ranges of stored texts that are exactly the paths below `folder`: two where it has backslashes.
+
+    A name below a folder `a\\b` may or may not be escaped, and is stored below `a\\\\b` if so.
+    """
+    prefix = folder.rstrip("/") + "/"
+    doubled = _escaped(prefix)
+    if doubled == prefix:
+        return [TextRange(prefix, _after(prefix), None)]
+    ranges = [TextRange(doubled, _after(doubled), True)]
+    if path_to_text(prefix) == prefix:
+        ranges.append(TextRange(prefix, _after(prefix), False))
+    return ranges
+
+
+def plain(text: str, longest: int = 1000) -> str:
+    """Text out of a file's header, made storable: no NUL, no surrogates, at most `longest` characters."""
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
+    if "\0" in text or not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text.replace("\0", "\ufffd"))
+    return text
+
+
+def _after(prefix: str) -> str:
+    return prefix[:-1] + chr(ord("/") + 1)
+
+
+def _escaped(path: str) -> str:
+    return _SURROGATE.sub(_escape_byte, path.replace("\\", "\\\\"))
+
+
+def _escape_byte(match: re.Match[str]) -> str:
+    byte = ord(match[0]) - 0xDC00
+    if not 0x80 <= byte <= 0xFF:
+        raise ValueError("a surrogate that os.fsdecode never makes")
+    return f"\\x{byte:02x}"

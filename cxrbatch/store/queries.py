@@ -1,0 +1,157 @@
+"""Reading the store without SQL: rows of the view `results`, and everything that is known of one film."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, RowMapping, select
+
+from cxrbatch.nouns import Decision
+from cxrbatch.store.engine import connect
+from cxrbatch.store.keys import AnyRow
+from cxrbatch.store.paths import TextRange, path_to_text, under
+from cxrbatch.store.schema import audit, files, images, models, predictions, reviews, runs, scores
+from cxrbatch.store.views import results
+
+__all__ = ["Film", "Told", "below", "everything_about", "in_range", "stream_results"]
+
+_PAGE = 1000  # rows fetched at a time: what a stream holds in memory
+_SHA256 = re.compile(r"[0-9a-f]{6,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one cascade said of a content, what made it, and what readers made of it (oldest first)."""
+
+    prediction: RowMapping  # columns of predictions
+    scores: list[RowMapping]  # of scores
+    cascade: RowMapping  # of models
+    run: RowMapping  # of runs
+    reviews: list[RowMapping]  # of reviews
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """All that is known of one path."""
+
+    result: RowMapping  # its row of the view
+    file: RowMapping  # columns of files
+    image: RowMapping | None  # of images
+    told: list[Told]  # newest first; by every cascade that has seen this content
+    same_content: list[str]  # other paths with the same bytes
+    history: list[RowMapping]  # of audit, oldest first
+
+
+def stream_results(
+    engine: Engine,
+    *,
+    label: str | None = None,
+    min_confidence: float | None = None,
+    decision: Decision | None = None,
+    state: str | None = None,
+    reason_code: str | None = None,
+    since: datetime | None = None,
+    roots: Sequence[str] = (),
+    limit: int | None = None,
+) -> Iterator[AnyRow]:
+    """Rows of the view (named tuples in the order of RESULT_COLUMNS) by path; every filter given must hold.
+
+    `min_confidence` is of `label`, 0..1; `since` is aware and compared with processed_at; `roots` are folders
+    or files. One consistent snapshot, fetched a thousand rows at a time.
+    """
+    conditions: list[sa.ColumnElement[bool]] = []
+    for column, value in (
+        (results.c.label, label),
+        (results.c.decision, None if decision is None else str(decision)),
+        (results.c.state, state),
+        (results.c.reason_code, reason_code),
+    ):
+        if value is not None:
+            conditions.append(column == value)
+    if min_confidence is not None:
+        conditions.append(results.c.confidence >= min_confidence)
+    if since is not None:
+        conditions.append(results.c.processed_at >= since)
+    if roots:
+        conditions.append(below(results.c.path, roots))
+    query = select(results).where(*conditions).order_by(results.c.path).limit(limit)
+    with connect(engine) as connection:
+        streaming = connection.execution_options(yield_per=_PAGE)
+        yield from streaming.execute(query)
+
+
+def everything_about(engine: Engine, path_or_sha256: str) -> list[Film]:
+    """Every path that this names: a path (as os.fsdecode gives it), or 6 or more first digits of a sha256.
+
+    An empty list where nothing is known of it. Raises ValueError where the digits begin more than one.
+    """
+    with connect(engine) as connection:
+        exact = select(files).where(files.c.path == path_to_text(path_or_sha256))
+        rows = connection.execute(exact).mappings().all()
+        digits = path_or_sha256.lower()
+        if not rows and _SHA256.fullmatch(digits):
+            rows = _of_content(connection, digits)
+        return [_film(connection, row) for row in rows]
+
+
+def below(column: sa.ColumnElement[str], roots: Sequence[str]) -> sa.ColumnElement[bool]:
+    """The stored paths below any of these folders, or named themselves."""
+    exact = [column == path_to_text(root) for root in roots]
+    return sa.or_(*exact, *(in_range(column, span) for root in roots for span in under(root)))
+
+
+def in_range(column: sa.ColumnElement[str], span: TextRange) -> sa.ColumnElement[bool]:
+    """A range of stored paths as a condition that the index on them serves."""
+    condition = sa.and_(column >= span.low, column < span.high)
+    if span.escaped is None:
+        return condition
+    without = sa.func.replace(column, "\\x", "")
+    return sa.and_(condition, without != column if span.escaped else without == column)
+
+
+def _of_content(connection: Connection, digits: str) -> Sequence[RowMapping]:
+    # ':' follows '9' and 'g' follows 'f': all that starts with these digits lies below digits + 'g'.
+    found = connection.execute(
+        select(images.c.id).where(images.c.sha256 >= digits, images.c.sha256 < digits + "g").limit(2)
+    ).all()
+    if len(found) > 1:
+        raise ValueError(f"more than one content begins with {digits}: give more digits")
+    query = select(files).where(files.c.image_id.in_([row.id for row in found])).order_by(files.c.path)
+    return connection.execute(query).mappings().all()
+
+
+def _film(connection: Connection, file: RowMapping) -> Film:
+    def rows(query: sa.Select[Any]) -> list[RowMapping]:
+        return list(connection.execute(query).mappings())
+
+    told = [
+        Told(
+            prediction,
+            rows(select(scores).where(scores.c.prediction_id == prediction["id"]).order_by(scores.c.label)),
+            rows(select(models).where(models.c.id == prediction["cascade_id"]))[0],
+            rows(select(runs).where(runs.c.id == prediction["run_id"]))[0],
+            rows(select(reviews).where(reviews.c.prediction_id == prediction["id"]).order_by(reviews.c.id)),
+        )
+        for prediction in rows(
+            select(predictions).where(predictions.c.image_id == file["image_id"]).order_by(predictions.c.id.desc())
+        )
+    ]
+    image = rows(select(images).where(images.c.id == file["image_id"]))
+    twins = rows(
+        select(files.c.path)
+        .where(files.c.image_id == file["image_id"], files.c.path != file["path"])
+        .order_by(files.c.path)
+    )
+    return Film(
+        result=rows(select(results).where(results.c.path == file["path"]))[0],
+        file=file,
+        image=image[0] if image else None,
+        told=told,
+        same_content=[row["path"] for row in twins],
+        history=rows(select(audit).where(audit.c.path == file["path"]).order_by(audit.c.id)),
+    )

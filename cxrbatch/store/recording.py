@@ -1,0 +1,255 @@
+"""Writing outcomes: one transaction a batch, and the same batch twice changes nothing.
+
+Rows are written in the order images, predictions, scores, files, each sorted by its key, so that two programs
+that write to one Postgres wait for one another and never deadlock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, select
+
+from cxrbatch.crash import crash_point
+from cxrbatch.nouns import ImageFacts, Outcome, Verdict
+from cxrbatch.store.columns import to_int64
+from cxrbatch.store.file_rows import file_row, told_by, upsert_files
+from cxrbatch.store.keys import AnyRow, among, bound, insert_new
+from cxrbatch.store.leases import Waits, owned
+from cxrbatch.store.paths import path_to_text, plain
+from cxrbatch.store.rescoring import replace_images, replace_predictions
+from cxrbatch.store.schema import audit, files, images, predictions, scores
+
+__all__ = ["Recorded", "write_outcomes"]
+
+_HEADER_CHARACTERS = 300  # kept of one header field
+_HEADER_TEXTS = (
+    "photometric_interpretation",
+    "transfer_syntax_uid",
+    "modality",
+    "body_part_examined",
+    "view_position",
+    "sop_class_uid",
+    "sop_instance_uid",
+    "series_instance_uid",
+    "study_instance_uid",
+    "patient_id_hash",
+    "accession_number_hash",
+    "manufacturer",
+    "study_date",
+    "decoder",
+    "grey_path",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """How many paths of a batch ended how. `waiting`: linked to a content that nobody has scored (yet)."""
+
+    done: int = 0
+    rejected: int = 0
+    retry: int = 0
+    waiting: int = 0
+    late: int = 0  # dropped: the lease was lost to another owner, or the file has changed since
+
+
+def write_outcomes(
+    connection: Connection,
+    run_id: int,
+    cascade_id: int,
+    outcomes: Iterable[Outcome],
+    now: datetime,
+    *,
+    replace: bool = False,
+    owner: str | None = None,
+    waits: Waits | None = None,
+) -> Recorded:
+    """Write a batch inside the caller's transaction; with `owner`, only what that owner still holds.
+
+    With `waits`, a file that failed for a passing reason is due again (next_attempt_at). A path that comes twice
+    counts once (its last outcome). Raises ValueError for a verdict with a number that is not finite: that has to
+    become a reason code long before it comes here.
+    """
+    by_path = {path_to_text(outcome.file.path): outcome for outcome in outcomes}
+    by_path = {path: by_path[path] for path in sorted(by_path)}
+    late = 0
+    if owner is not None:
+        held = owned(connection, owner, list(by_path))
+        late = len(by_path) - len(held)
+        by_path = {path: outcome for path, outcome in by_path.items() if path in held}
+    crash_point("record.begun")
+    before = _known(connection, by_path)
+    image_ids = _write_images(connection, by_path.values(), now, replace)
+    verdicts: dict[int, Verdict | None] = {}  # by content; None: known content, to be linked
+    for outcome in by_path.values():
+        if outcome.image is not None and outcome.rejected is None:
+            image_id = image_ids[outcome.image.sha256]
+            verdicts[image_id] = verdicts.get(image_id) or outcome.verdict
+    crash_point("record.images")
+    told = _write_predictions(connection, run_id, cascade_id, verdicts, now, replace)
+    crash_point("record.predictions")
+    rows = []
+    for path, outcome in by_path.items():
+        row = file_row(path, outcome, before.get(path), now, waits) | {"run_id": run_id, "cascade_id": cascade_id}
+        if outcome.image is not None:
+            row["image_id"] = image_ids[outcome.image.sha256]
+            if outcome.rejected is None and row["image_id"] in told:
+                row |= told_by(told[row["image_id"]])
+        rows.append(row)
+    if rows:
+        connection.execute(upsert_files(connection.dialect.name), rows)
+    crash_point("record.files")
+    _write_changes(connection, run_id, by_path, before, now)
+    states = [row["state"] for row in rows]
+    counted = {str(state): states.count(state) for state in ("done", "rejected", "retry", "waiting")}
+    return Recorded(**counted, late=late)
+
+
+@cache
+def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
+    return (
+        select(
+            files.c.path,
+            files.c.size,
+            files.c.mtime_ns,
+            files.c.reason_code,
+            files.c.processed_at,
+            files.c.attempts,
+            images.c.sha256,
+        )
+        .outerjoin_from(files, images)
+        .where(among(dialect, files.c.path))
+    )
+
+
+def _known(connection: Connection, paths: Iterable[str]) -> dict[str, AnyRow]:
+    query = _select_known(connection.dialect.name)
+    return {row.path: row for row in connection.execute(query, {"keys": bound(connection, paths)})}
+
+
+@cache
+def _select_images(dialect: str) -> sa.Select[*tuple[Any, ...]]:
+    return select(images.c.sha256, images.c.id).where(among(dialect, images.c.sha256))
+
+
+def _write_images(connection: Connection, outcomes: Iterable[Outcome], now: datetime, replace: bool) -> dict[str, int]:
+    facts = {outcome.image.sha256: outcome.image.facts for outcome in outcomes if outcome.image is not None}
+    if not facts:
+        return {}
+    query, keys = _select_images(connection.dialect.name), {"keys": bound(connection, facts)}
+    ids = {row.sha256: row.id for row in connection.execute(query, keys)}
+    if replace:
+        replace_images(connection, [_image_row(sha256, facts[sha256], now) for sha256 in sorted(ids)])
+    if new := sorted(facts.keys() - ids.keys()):
+        insert_new(connection, images, [_image_row(sha256, facts[sha256], now) for sha256 in new])
+        ids = {row.sha256: row.id for row in connection.execute(query, keys)}
+    return ids
+
+
+def _image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:
+    return {
+        "sha256": sha256,
+        "format": facts.format,
+        "rows": facts.rows,
+        "columns": facts.columns,
+        "bits_stored": facts.bits_stored,
+        "number_of_frames": facts.number_of_frames,
+        **{name: plain(getattr(facts, name), _HEADER_CHARACTERS) for name in _HEADER_TEXTS},
+        "inverted": bool(facts.inverted),
+        "quality_flags": plain(",".join(facts.quality_flags), _HEADER_CHARACTERS),
+        "first_seen": now,
+    }
+
+
+@cache
+def _select_predictions(dialect: str) -> sa.Select[*tuple[Any, ...]]:
+    return select(predictions).where(
+        among(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
+    )
+
+
+def _write_predictions(
+    connection: Connection,
+    run_id: int,
+    cascade_id: int,
+    verdicts: dict[int, Verdict | None],
+    now: datetime,
+    replace: bool,
+) -> dict[int, AnyRow]:
+    """The rows of this cascade for these contents, by image id; made where there is a verdict and no row."""
+    if not verdicts:
+        return {}
+    query = _select_predictions(connection.dialect.name)
+    keys = {"keys": bound(connection, verdicts), "cascade": cascade_id}
+    found = {row.image_id: row for row in connection.execute(query, keys)}
+    made = {image_id: verdict for image_id, verdict in sorted(verdicts.items()) if verdict is not None}
+    fixed = {"cascade_id": cascade_id, "run_id": run_id, "processed_at": now}
+    rows = {image_id: _prediction_row(made[image_id]) | {"image_id": image_id} | fixed for image_id in made}
+    new = [image_id for image_id in made if image_id not in found]
+    if replace:
+        again = [(found[image_id], rows[image_id]) for image_id in made if image_id in found]
+        new += replace_predictions(connection, again, now)
+    if new:
+        insert_new(connection, predictions, [rows[i] for i in new if i not in found])
+        found = {row.image_id: row for row in connection.execute(query, keys)}
+        # Another program may have been first with a content: its numbers stay, whole.
+        insert_new(connection, scores, [row for i in new for row in _score_rows(found[i].id, made[i])])
+    return found
+
+
+def _prediction_row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "gate_probability": _finite(verdict.gate_probability),
+        "is_chest": verdict.is_chest,
+        "label": verdict.label,
+        "confidence": _finite(verdict.confidence),
+        "decision": str(verdict.decision),
+        "ood_score": _finite(verdict.ood_score),
+        "review_reasons": ",".join(verdict.review_reasons),
+    }
+
+
+def _score_rows(prediction_id: int, verdict: Verdict) -> list[dict[str, Any]]:
+    return [
+        {
+            "prediction_id": prediction_id,
+            "label": label,
+            "logit": _finite(verdict.logits.get(label)),
+            "probability": _finite(verdict.probabilities.get(label)),
+        }
+        for label in sorted(verdict.logits.keys() | verdict.probabilities.keys())
+    ]
+
+
+def _finite(number: float | None) -> float | None:
+    if number is None:
+        return None
+    if not math.isfinite(number):
+        raise ValueError("a verdict holds a number that is not finite")
+    return float(number)  # psycopg knows no numpy numbers
+
+
+def _write_changes(
+    connection: Connection,
+    run_id: int,
+    by_path: dict[str, Outcome],
+    before: dict[str, AnyRow],
+    now: datetime,
+) -> None:
+    """Into audit: the paths of a batch that hold other bytes than before."""
+    rows = []
+    for path, old in sorted(before.items()):
+        image, file = by_path[path].image, by_path[path].file
+        new = image.sha256 if image is not None else None
+        same_file = (old.size, old.mtime_ns) == (to_int64(file.size), to_int64(file.mtime_ns))
+        if old.sha256 is None or old.sha256 == new or (new is None and same_file):
+            continue  # first content, the same content, or only unreadable this time
+        rows.append({"at": now, "event": "content_changed", "path": path, "old": old.sha256, "new": new})
+    if rows:
+        connection.execute(sa.insert(audit), [row | {"run_id": run_id} for row in rows])

@@ -1,0 +1,54 @@
+"""One program at a time scores into a SQLite store.
+
+The lock is the kernel's (flock on a file beside the store), not the file's existence: it goes with the process,
+however that ends, so that nothing stale is ever left. Postgres needs none: there, leases share the work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.store.engine import parse_url, sqlite_file
+
+__all__ = ["LOCK_SUFFIX", "only_writer"]
+
+LOCK_SUFFIX = ".lock"
+
+
+@contextmanager
+def only_writer(url: str) -> Iterator[None]:
+    """Hold the store of `url` until the block ends; nothing to do on Postgres.
+
+    Raises Fatal (exit 11) while another program holds it, and Fatal (exit 1) where the lock file cannot be made.
+    """
+    parsed = parse_url(url)
+    if not parsed.drivername.startswith("sqlite"):
+        yield
+        return
+    store = os.path.realpath(sqlite_file(parsed))
+    try:
+        descriptor = os.open(store + LOCK_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise Fatal(f"The lock file {store}{LOCK_SUFFIX} cannot be made: {error.strerror}.") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            who = f"process {holder}" if holder.isdigit() else "another program"
+            raise Fatal(
+                f"The store {store} is in use by a scan or a watch ({who}): wait for it or stop it, or use Postgres, "
+                "which several may share.",
+                ExitCode.STORE_IN_USE,
+            ) from None
+        except OSError as error:
+            raise Fatal(f"The file system of {store} cannot lock files ({error.strerror}); use a local disk.") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock

@@ -1,0 +1,87 @@
+"""How SQLite answers: by index, whatever the size of the store. (It plans without statistics, so an empty store plans
+like one of a million rows.)"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from store_films import begin, film, found, image, linked, reject
+from test_store_queries import QUERIES
+
+from cxrbatch.store import Store
+from cxrbatch.store.engine import connect
+
+#: These read a whole index and nothing else; every other statement looks up what it wants.
+COUNTING = {
+    "How many of each label?": "ix_files_state_label_decision",
+    "Which files hold the same picture?": "ix_files_image_id",
+    "How many files a day?": "ix_files_processed_at",
+}
+#: Small tables, or few rows (reviews are made by people).
+MAY_SCAN = r"models|runs|v\b|anon_\d+ VIRTUAL|d\b|seconds|\(subquery"
+SELECTIVE = r"\([^)]*\b(path|sha256|rowid|image_id|prediction_id|id|manifest_sha256)[=>]"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path / 's.db'}") as opened:
+        yield opened
+
+
+def plan(store: Store, statement: str, values: Any = ()) -> list[str]:
+    with connect(store.engine) as connection:
+        return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+
+def scans(steps: list[str]) -> list[str]:
+    return [step for step in steps if re.match(rf"SCAN (?!{MAY_SCAN})", step)]
+
+
+@pytest.mark.parametrize("question", QUERIES)
+def test_the_queries_of_the_how_to_use_indexes(store: Store, question: str) -> None:
+    steps = plan(store, QUERIES[question])
+    assert scans(steps) == []
+    if question in COUNTING:
+        assert any(f"COVERING INDEX {COUNTING[question]}" in step for step in steps)
+
+
+def test_a_uid_or_a_sha256_is_looked_up_through_the_view(store: Store) -> None:
+    for column in ("sha256", "study_instance_uid", "sop_instance_uid"):
+        assert scans(plan(store, f"SELECT path, label FROM results WHERE {column} = 'x'")) == []
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda store, run: store.unchanged([found("/a")], run.cascade_id),
+        lambda store, run: store.verdicts_of([image("/a").sha256], run.cascade_id),
+        lambda store, run: store.record(
+            run.run_id, run.cascade_id, [film("/a"), film("/b", content="/a"), linked("/c", "/a"), reject("/d")]
+        ),
+        lambda store, run: store.record(run.run_id, run.cascade_id, [film("/a", "COVID19")], replace=True),
+        lambda store, run: store.mark_missing(run.run_id, ["/"], set()),
+        lambda store, run: store.everything_about("/a") + store.everything_about(image("/a").sha256),
+        lambda store, run: list(store.results(roots=["/x"])),
+    ],
+    ids=["unchanged", "verdicts_of", "record", "replace", "mark_missing", "everything_about", "results"],
+)
+def test_the_statements_of_the_road_look_up_what_they_name(store: Store, act: Callable[[Store, Any], Any]) -> None:
+    run = begin(store)
+    store.record(run.run_id, run.cascade_id, [film("/a")])
+    said: list[tuple[str, Any]] = []
+    sa.event.listen(store.engine, "before_cursor_execute", lambda c, cur, text, values, *_: said.append((text, values)))
+    act(store, run)
+    statements = [(text, values) for text, values in said if re.match("SELECT|UPDATE|DELETE", text)]
+    assert statements
+    for text, values in statements:
+        row = values[0] if isinstance(values, list) else values
+        steps = plan(store, text, row)
+        assert scans(steps) == [], text
+        # Not by a cascade, state or label either: a million rows share one.
+        searches = [step for step in steps if step.startswith("SEARCH")]
+        assert [step for step in searches if not re.search(SELECTIVE, step)] == [], text
