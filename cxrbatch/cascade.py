@@ -45,6 +45,8 @@ class Cascade:
         Non-finite outputs give Rejected(NON_FINITE_OUTPUT), never a label. When the engine fails, each image is
         tried by itself; what still fails gives Retry(ENGINE_FAILED).
         """
+        if not images:
+            return []
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # non-finite numbers are looked for, below
                 return self._score(images)

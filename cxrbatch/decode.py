@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.dicom.identity import Identifiers
+from cxrbatch.dicom.identifiers import Identifiers
 from cxrbatch.dicom.picture import read_dicom_picture
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.formats.limits import Limits
@@ -27,6 +27,7 @@ from cxrbatch.formats.stored import StoredPicture
 from cxrbatch.formats.tiff import read_tiff
 from cxrbatch.normalize import fit_plane, render
 from cxrbatch.nouns import DecodedImage, ImageFacts, PlaneSpec
+from cxrbatch.polarity import looks_negative
 
 __all__ = ["Identifiers", "Limits", "decode_bytes", "decode_file", "read_grey"]
 
@@ -47,14 +48,12 @@ def decode_file(
     Raises Rejected; Retry when the file vanished, changed or could not be read. No error text holds the
     path or an identifier.
     """
-    return decode_bytes(_read(path, size, mtime_ns, limits), specs, limits, identifiers)
+    return decode_bytes(_guarded(_read, path, size, mtime_ns, limits), specs, limits, identifiers)
 
 
 def decode_bytes(data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers) -> DecodedImage:
     """Decode the bytes of one file to its facts and a plane for each spec. Raises Rejected."""
-    grey, facts = _guarded(_grey, data, limits, identifiers)
-    planes = {spec: fit_plane(grey, spec) for spec in specs}
-    return DecodedImage(hashlib.sha256(data).hexdigest(), facts, planes)
+    return _guarded(_decoded, data, specs, limits, identifiers)
 
 
 def read_grey(data: bytes, limits: Limits = Limits()) -> tuple[NDArray[np.uint8], ImageFacts]:  # noqa: B008
@@ -62,10 +61,18 @@ def read_grey(data: bytes, limits: Limits = Limits()) -> tuple[NDArray[np.uint8]
     return _guarded(_grey, data, limits, Identifiers(mode="drop"))
 
 
+def _decoded(data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers) -> DecodedImage:
+    grey, facts = _grey(data, limits, identifiers)
+    planes = {spec: fit_plane(grey, spec) for spec in specs}
+    return DecodedImage(hashlib.sha256(data).hexdigest(), facts, planes)
+
+
 def _grey(data: bytes, limits: Limits, identifiers: Identifiers) -> tuple[NDArray[np.uint8], ImageFacts]:
     picture = _stored_picture(data, limits, identifiers)
     rendered = render(picture.samples, picture.scale)
     flags = dict.fromkeys(picture.facts.quality_flags + rendered.quality_flags)
+    if "colour" not in flags and looks_negative(rendered.grey):
+        flags["polarity_suspect"] = None
     facts = replace(picture.facts, grey_path=rendered.grey_path, inverted=rendered.inverted, quality_flags=tuple(flags))
     return rendered.grey, facts
 
@@ -105,13 +112,13 @@ def _read(path: str, size: int, mtime_ns: int, limits: Limits) -> bytes:
     """The file's bytes, if they held still. O_NONBLOCK keeps a FIFO from hanging the open."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as file:
+        with open(descriptor, "rb") as file:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
                 raise Rejected(ReasonCode.NOT_A_REGULAR_FILE, "The name is not that of a regular file.")
             if before.st_size > limits.max_file_bytes:
                 raise Rejected(ReasonCode.FILE_TOO_LARGE, f"The file has more than {limits.max_file_mib} MiB.")
-            data = file.read(limits.max_file_bytes + 1)
+            data = file.read(before.st_size + 1)
             after = os.fstat(descriptor)
     except OSError as error:
         raise _os_problem(error) from None

@@ -27,16 +27,17 @@ from cxrbatch.batch import in_batches
 from cxrbatch.bundles import Bundle
 from cxrbatch.cascade import Cascade
 from cxrbatch.crash import crash_point
-from cxrbatch.decode import Identifiers, Limits, decode_file
+from cxrbatch.dicom.identifiers import Identifiers
 from cxrbatch.discover import Wanted, discover
 from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import Rejected, Retry
-from cxrbatch.nouns import DecodedImage, FoundFile, Outcome, PlaneSpec, Verdict
+from cxrbatch.formats.limits import Limits
+from cxrbatch.nouns import FoundFile, Outcome, Verdict
 from cxrbatch.record import record
 from cxrbatch.settings import Settings
 from cxrbatch.settle import settle
 from cxrbatch.store import Patience, Reprocess, Run, Store, Work, path_to_text
-from cxrbatch.workers import decode_all
+from cxrbatch.workers import DecodeFile, decode_all
 
 __all__ = ["ScanCounts", "find_changed", "scan", "stopping", "walk", "watch"]
 
@@ -142,7 +143,7 @@ def _decoded(
 ) -> Iterator[Outcome | None]:
     return decode_all(
         files,
-        partial(_decode, specs=bundle.plane_specs, limits=_limits(settings), identifiers=identifiers),
+        DecodeFile(bundle.plane_specs, _limits(settings), identifiers),
         workers=settings.workers or os.cpu_count() or 1,
         timeout_s=settings.decode_timeout_s,
         memory_mib=settings.worker_memory_mib,
@@ -194,15 +195,6 @@ def _with_verdict(outcome: Outcome, verdicts: dict[str, Verdict | Rejected]) -> 
     if isinstance(answer, Rejected):
         return replace(outcome, rejected=answer)
     return replace(outcome, verdict=answer)
-
-
-def _decode(
-    file: FoundFile, *, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers
-) -> DecodedImage:
-    crash_point("worker.given")
-    image = decode_file(file.path, file.size, file.mtime_ns, specs, limits, identifiers)
-    crash_point("worker.decoded")
-    return image
 
 
 def _limits(settings: Settings) -> Limits:

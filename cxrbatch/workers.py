@@ -8,6 +8,7 @@ a worker, and no lock between them, means that killing one at any instant cannot
 from __future__ import annotations
 
 import ctypes
+import importlib
 import multiprocessing
 import os
 import resource
@@ -18,13 +19,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
+from cxrbatch.crash import crash_point
+from cxrbatch.dicom.identifiers import Identifiers
 from cxrbatch.errors import Fatal, ReasonCode, Rejected
-from cxrbatch.nouns import DecodedImage, FoundFile, Outcome
+from cxrbatch.formats.limits import Limits
+from cxrbatch.nouns import DecodedImage, FoundFile, Outcome, PlaneSpec
 
-__all__ = ["DecodeTask", "decode_all"]
+__all__ = ["DecodeFile", "DecodeTask", "decode_all"]
 
 #: What a worker runs: picklable; a FoundFile in, a DecodedImage out, Rejected raised.
 DecodeTask = Callable[[FoundFile], DecodedImage]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeFile:
+    """The task of the road. A class, and not decode_file itself, so that the parent need not load the codecs."""
+
+    specs: tuple[PlaneSpec, ...]
+    limits: Limits
+    identifiers: Identifiers
+
+    def __call__(self, file: FoundFile) -> DecodedImage:
+        from cxrbatch.decode import decode_file
+
+        crash_point("worker.given")
+        image = decode_file(file.path, file.size, file.mtime_ns, self.specs, self.limits, self.identifiers)
+        crash_point("worker.decoded")
+        return image
+
 
 _SPAWN = multiprocessing.get_context("spawn")
 _JOBS_A_WORKER = 5_000  # then it is replaced, and what a codec leaks goes with it
@@ -216,6 +238,7 @@ def _serve(pipe: Connection, task: DecodeTask, memory_mib: int, parent: int) -> 
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    importlib.import_module("cxrbatch.decode")  # the codecs, before the clock of the first file runs
     pipe.send(_READY)
     while True:
         try:

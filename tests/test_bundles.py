@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from cxrbatch.bundles import load_bundle
-from cxrbatch.bundles.verify import check_logits, check_planes, largest_difference
 from cxrbatch.engines import open_engine
+from cxrbatch.engines.verify import check_logits, check_planes, largest_difference
 from cxrbatch.errors import ExitCode, Fatal
+
 from making import make_bundle
 
 

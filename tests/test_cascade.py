@@ -14,6 +14,7 @@ from cxrbatch.bundles import Bundle, Ood, Stage, load_bundle
 from cxrbatch.cascade import NOT_CHEST, Cascade, ood_scores
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.nouns import Decision, DecodedImage, ImageFacts, Verdict
+
 from making import make_bundle
 
 GATE, DISEASE = "gate", "disease"
@@ -91,6 +92,10 @@ def test_nothing_passes_and_the_disease_model_stays_silent(bundle: Bundle) -> No
     engine = FakeEngine()
     scored(bundle, image(-9), image(-9), engine=engine)
     assert engine.batches == [(GATE, 2)]
+
+
+def test_a_batch_of_nothing_but_rejected_files_scores_nothing(bundle: Bundle) -> None:
+    assert scored(bundle) == []
 
 
 @pytest.mark.parametrize(

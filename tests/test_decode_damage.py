@@ -67,6 +67,8 @@ FILES = {uid.keyword: write_dicom(as_dicom(GREY, uid)) for uid in SYNTAXES} | {
     "tiff": saved("TIFF"),
     "tiff lzw": saved("TIFF", compression="tiff_lzw"),
     "tiff jpeg": saved("TIFF", compression="jpeg"),
+    "tiff packbits": saved("TIFF", compression="packbits"),
+    "tiff deflate": saved("TIFF", compression="tiff_adobe_deflate"),
 }
 
 

@@ -213,6 +213,18 @@ def test_palette_colour_becomes_luma() -> None:
     assert np.abs(grey.astype(int) - luma(rgb)).max() <= 1
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+def test_segmented_palettes(syntax: UID) -> None:
+    order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
+    elements: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour in ("Red", "Green", "Blue"):  # one entry of 0, then a line of 255 entries up to 65535
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        segments = np.array([0, 1, 0, 1, 255, 65535], order)
+        elements[f"Segmented{colour}PaletteColorLookupTableData"] = segments.tobytes()
+    grey, _ = read_grey(write_dicom(as_dicom(EIGHT, syntax, **elements)))
+    assert np.abs(grey.astype(int) - EIGHT).max() <= 1
+
+
 def test_one_bit_pixels() -> None:
     mask = (EIGHT > 128).astype(np.uint8)
     dataset = as_dicom(mask, BitsAllocated=1, BitsStored=1, HighBit=0)

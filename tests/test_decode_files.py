@@ -134,7 +134,17 @@ def test_png_of_16_bits() -> None:
     assert twelve.max() == 255
 
 
-def test_png_palette_interlace_and_animation() -> None:
+def test_interlaced_png() -> None:
+    header = struct.pack(">IIBBBBB", 144, 160, 8, 0, 0, 0, 1)
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    rows = [row.tobytes() for top, left, down, right in passes for row in GREY[top::down, left::right]]
+    plain = png(8, 0, rows, 144)
+    body = b"IHDR" + header
+    interlaced = plain[:12] + body + struct.pack(">I", zlib.crc32(body)) + plain[33:]
+    np.testing.assert_array_equal(read_grey(interlaced)[0], GREY)
+
+
+def test_png_palette_and_animation() -> None:
     palette = Image.fromarray(COLOUR).quantize(64)
     expected = luma(np.asarray(palette.convert("RGB")))
     np.testing.assert_array_equal(read_grey(saved(palette, "PNG"))[0], expected)

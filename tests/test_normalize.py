@@ -14,6 +14,7 @@ from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.greyscale import GreyScale, Window
 from cxrbatch.normalize import fit_plane, render
 from cxrbatch.nouns import PlaneSpec
+from cxrbatch.polarity import looks_negative
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
 
@@ -72,7 +73,8 @@ def test_each_voi_path_agrees_with_pydicom(way: str) -> None:
     assert facts.grey_path == way.replace(" before window", "").replace(
         "first of several windows", "window linear"
     ).replace("window of width 1", "window linear")
-    assert facts.quality_flags == (("saturated",) if "width 1" in way else ())
+    flags = {"saturated"} if "width 1" in way else {"polarity_suspect"} if "modality" in way else set()
+    assert set(facts.quality_flags) == flags  # the modality LUT here turns the film negative
 
 
 def test_8_bit_pictures_come_through_unchanged() -> None:
@@ -198,3 +200,12 @@ def test_fit_plane_pads_with_black_and_keeps_the_shape() -> None:
     assert plane.shape == (64, 64)
     assert (plane[:, :16].max(), plane[:, 48:].max(), plane[:, 16:48].min()) == (0, 0, 255)
     assert fit_plane(tall, PlaneSpec(64, fit="stretch")).min() == 255
+
+
+def test_a_film_shown_negative_is_suspected() -> None:
+    for seed in range(3):
+        film = np.rint(draw_chest(Chest(seed, rows=200, columns=180)) * 255).astype(np.uint8)
+        assert not looks_negative(film)
+        assert looks_negative(255 - film)
+    wrongly_tagged = write_dicom(as_dicom(EIGHT, PhotometricInterpretation="MONOCHROME1"))
+    assert read_grey(wrongly_tagged)[1].quality_flags == ("polarity_suspect",)

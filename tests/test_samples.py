@@ -41,7 +41,8 @@ def test_every_film_is_read_and_every_broken_file_has_its_reason(samples: dict[s
             assert caught.value.reason_code == REASONS.pop(name), name
         else:
             grey, facts = read_grey(path.read_bytes(), Limits())
-            assert set(facts.quality_flags) <= {"colour"}, name
+            harmless = {"colour", "polarity_suspect"} if name.startswith("not_a_chest") else set()
+            assert set(facts.quality_flags) <= harmless, name
             assert grey.std() > 20, name
     assert not REASONS
 

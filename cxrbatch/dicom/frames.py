@@ -93,7 +93,8 @@ def decode_first_frame(dataset: Dataset, syntax: UID) -> FirstFrame:
     Raises Rejected: UNSUPPORTED_TRANSFER_SYNTAX, UNSUPPORTED_PIXELS, TRUNCATED, CORRUPT_PIXELS.
     """
     syntax = _true_syntax(dataset, syntax)
-    dataset.file_meta = FileMetaDataset()  # `syntax` is better informed
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
     _trace.output = _trace.problem = None
     plugin = _PLUGIN if syntax in DECODER_DEPENDENCIES else ""
     with warnings.catch_warnings():

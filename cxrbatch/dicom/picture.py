@@ -11,7 +11,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
 from cxrbatch.dicom.frames import FirstFrame, decode_first_frame
-from cxrbatch.dicom.identity import Identifiers, describe, text
+from cxrbatch.dicom.identifiers import Identifiers
+from cxrbatch.dicom.identity import describe, text
 from cxrbatch.dicom.read import PIXEL_KEYWORDS, read_dicom
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.formats.limits import Limits

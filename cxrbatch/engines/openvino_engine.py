@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class OpenVinoEngine:
 
 
 def _key(stage: Stage) -> str:
-    made_from = [stage.sha256, stage.architecture, stage.channels, stage.mean, stage.std, len(stage.classes)]
+    made_from = [stage.sha256, stage.architecture, stage.channels, stage.plane.size, stage.mean, stage.std]
     return hashlib.sha256(json.dumps([*made_from, _CONVERSION, openvino.__version__]).encode()).hexdigest()[:32]
 
 
@@ -87,8 +88,8 @@ def _convert(stage: Stage) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.net = load_network(stage)
-            self.register_buffer("mean", torch.tensor(stage.mean).view(1, -1, 1, 1) * 255)
-            self.register_buffer("std", torch.tensor(stage.std).view(1, -1, 1, 1) * 255)
+            self.mean = torch.tensor(stage.mean).view(1, -1, 1, 1) * 255
+            self.std = torch.tensor(stage.std).view(1, -1, 1, 1) * 255
 
         def forward(self, planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits, features = self.net((planes.to(torch.float32) - self.mean) / self.std)
@@ -96,6 +97,8 @@ def _convert(stage: Stage) -> Any:
 
     size = stage.plane.size
     example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
-    model = openvino.convert_model(Normalised().eval(), example_input=example)
+    with warnings.catch_warnings():  # tracing is deprecated in torch, and the way that OpenVINO reads a module
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(Normalised().eval(), example_input=example)
     model.reshape([-1, 1, size, size])
     return model

@@ -20,9 +20,7 @@ def check_planes(size: int) -> NDArray[np.uint8]:
     y, x = np.mgrid[0:size, 0:size].astype(np.float64) / (size - 1)
     ramp = x * 255
     rings = 127.5 + 127.5 * np.sign(np.sin(20 * np.hypot(x - 0.5, y - 0.5)))
-    lungs = 200 - 150 * sum(
-        np.exp(-(((x - cx) / 0.13) ** 2) - ((y - 0.45) / 0.28) ** 2) for cx in (0.3, 0.7)
-    )
+    lungs = 200 - 150 * sum(np.exp(-(((x - cx) / 0.13) ** 2) - ((y - 0.45) / 0.28) ** 2) for cx in (0.3, 0.7))
     steps = np.arange(size * size, dtype=np.uint64)
     texture = ((steps * np.uint64(2654435761)) % np.uint64(4294967296) >> np.uint64(24)).reshape(size, size)
     return np.stack([np.clip(p, 0, 255).astype(np.uint8) for p in (ramp, rings, lungs, texture)])
@@ -35,7 +33,6 @@ def check_logits(stage: Stage, engine: Engine) -> NDArray[np.float32]:
 
 def largest_difference(stage: Stage, engine: Engine) -> float | None:
     """The largest |logit - recorded logit| over the check planes; None where the manifest records none."""
+    logits = check_logits(stage, engine)
     recorded = stage.manifest.get("check_logits")
-    if recorded is None:
-        return None
-    return float(np.abs(check_logits(stage, engine) - np.asarray(recorded, np.float32)).max())
+    return None if recorded is None else float(np.abs(logits - np.asarray(recorded, np.float32)).max())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import struct
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -26,12 +28,15 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
 _ORIENTATION = 274
-_JPEG = (6, 7)
+_LZW, _JPEG = 5, 7
+# Uncompressed, LZW, JPEG, deflate (both numbers), PackBits, Zstandard. tifffile knows dozens of others, and a
+# rare codec fed with damage is where a process dies.
+_COMPRESSIONS = (1, _LZW, _JPEG, 8, 32946, 32773, 50000)
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
 
 
 def read_tiff(data: bytes, limits: Limits) -> StoredPicture:
-    """Grey, palette, RGB or CMYK TIFF of 1 to 64 bits, integer or float, any compression imagecodecs knows.
+    """Grey, palette, RGB or CMYK TIFF of 1 to 64 bits, integer or float.
 
     Raises Rejected: TRUNCATED, CORRUPT_PIXELS, UNSUPPORTED_PIXELS, TOO_MANY_PIXELS, TOO_SMALL.
     """
@@ -41,8 +46,11 @@ def read_tiff(data: bytes, limits: Limits) -> StoredPicture:
             page = file.pages.first
             rows, columns = page.imagelength, page.imagewidth
             require_size(rows, columns, limits)
+            _require_known_layout(page)
             _require_whole(page, len(data))
-            suspect = _require_sound_jpeg(page, data) if page.compression in _JPEG else False
+            if page.compression == _LZW:
+                _require_sound_lzw(page, data)
+            suspect = page.compression == _JPEG and _require_sound_jpeg(page, data)
             samples, scale, flags = _samples(page)
             if suspect:
                 flags.append("decoder_warning")
@@ -91,6 +99,29 @@ def _require_directory(data: bytes) -> None:
         raise Rejected(ReasonCode.TRUNCATED, "The TIFF file ends before its directory does.")
 
 
+def _require_known_layout(page: Any) -> None:
+    if page.compression not in _COMPRESSIONS:
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, f"TIFF compression {int(page.compression)} is not read.")
+    if page.samplesperpixel > 5 or page.imagedepth != 1 or page.fillorder != 1:
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
+
+
+def _require_sound_lzw(page: Any, data: bytes) -> None:
+    """Check each LZW strip or tile: imagecodecs does so only when it has to find out the length itself.
+
+    Told the length, as tifffile does, it reads beyond its buffer on damage and takes the process with it.
+    """
+    full = math.prod(page.chunks) * page.bitspersample // 8
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        try:
+            length = len(imagecodecs.lzw_decode(data[offset : offset + count]))
+        except imagecodecs.LzwError as error:
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "A strip of the TIFF file does not decode.") from error
+        is_last = not page.is_tiled and offset == page.dataoffsets[-1]
+        if length > full or (length < full and not is_last):
+            raise Rejected(ReasonCode.CORRUPT_PIXELS, "A strip of the TIFF file has another length than its rows.")
+
+
 def _require_sound_jpeg(page: Any, data: bytes) -> bool:
     """Check each JPEG strip or tile as strictly as a JPEG file; returns whether one is suspect."""
     tables = bytes(page.jpegtables)[:-2] if page.jpegtables else b"\xff\xd8"
@@ -110,7 +141,7 @@ def _require_whole(page: Any, size: int) -> None:
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The TIFF file has no consistent table of its pixel data.")
     if any(offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)):
         raise Rejected(ReasonCode.TRUNCATED, "The TIFF file ends before its pixel data do.")
-    if not all(page.databytecounts):
+    if not all(page.databytecounts) or len(page.dataoffsets) < math.prod(page.chunked):
         raise Rejected(ReasonCode.TRUNCATED, "The TIFF file lacks a part of its pixel data.")
     if page.compression == 1 and sum(page.databytecounts) * 8 < page.imagelength * page.imagewidth * page.bitspersample:
         raise Rejected(ReasonCode.TRUNCATED, "The TIFF file has fewer bytes of pixels than its size needs.")

@@ -140,6 +140,8 @@ def claim(
 
     A path too long for the store to keep whole (paths.py) comes with an empty FoundFile.path: the caller may know it.
     """
+    if not roots:
+        return []
     due = sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at <= now)
     expired = sa.and_(files.c.state == str(FileState.CLAIMED), files.c.lease_until < now)
     waiting = sa.and_(

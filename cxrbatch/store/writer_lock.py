@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.store.engine import parse_url, sqlite_file
@@ -47,8 +47,9 @@ def only_writer(url: str) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise Fatal(f"The file system of {store} cannot lock files ({error.strerror}); use a local disk.") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # a courtesy to the next one; the disk may be full
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)  # and with it the lock

@@ -1,0 +1,1 @@
+"""What operators see: the commands put together, progress, and the doctor."""

@@ -1,0 +1,113 @@
+"""`cxrbatch doctor`: one line a check, with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from rich.console import Console
+from rich.text import Text
+
+from cxrbatch.bundles import load_bundle
+from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.settings import Settings
+
+__all__ = ["run_doctor"]
+
+Health = Literal["ok", "note", "bad"]
+Line = tuple[Health, str]
+_MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("bad ", "red")}
+
+
+def run_doctor(settings: Settings) -> ExitCode:
+    """Print every check; exit 1 when one of them would stop a scan."""
+    checks: list[tuple[str, Callable[[Settings], Iterator[Line]]]] = [
+        ("machine", _machine),
+        ("decoders", _decoders),
+        ("engine", _engine),
+        ("bundle", _bundle),
+        ("store", _store),
+        ("privacy", _privacy),
+    ]
+    console = Console(highlight=False, soft_wrap=True)
+    worst: set[Health] = set()
+    for name, check in checks:
+        try:
+            lines = list(check(settings))
+        except Fatal as fatal:
+            lines = [("bad", str(fatal))]
+        for health, sentence in lines:
+            mark, colour = _MARKS[health]
+            console.print(Text.assemble((mark, colour), f"  {name:9} ", sentence))
+            worst.add(health)
+    return ExitCode.FATAL if "bad" in worst else ExitCode.OK
+
+
+def _machine(settings: Settings) -> Iterator[Line]:
+    cores = os.cpu_count() or 1
+    memory = psutil.virtual_memory()
+    workers = settings.workers or cores
+    yield "ok", f"{cores} core(s), {memory.total / 2**30:.1f} GiB of memory; {workers} decode worker(s)"
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield ("ok" if free > 1 else "bad"), f"{free:.1f} GiB free here" + ("" if free > 1 else "; make room first")
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files < 256 + 4 * workers:
+        yield "bad", f"only {files} open files allowed; raise `ulimit -n` to 1024"
+    else:
+        yield "ok", f"{files:,} open files allowed"
+    watches = _number(Path("/proc/sys/fs/inotify/max_user_watches"))
+    if watches is not None and watches < 65_536:
+        yield "note", f"inotify may watch {watches:,} folders; for larger trees raise fs.inotify.max_user_watches"
+
+
+def _decoders(settings: Settings) -> Iterator[Line]:
+    from cxrbatch.dicom.frames import decoder_table
+
+    for name, decoder in decoder_table():
+        if decoder is None:
+            yield "bad", f"{name}: nothing decodes it; install imagecodecs again"
+    there = [name for name, decoder in decoder_table() if decoder]
+    yield "ok", f"{len(there)} DICOM transfer syntaxes: {', '.join(there)}; PNG, JPEG, TIFF"
+
+
+def _engine(settings: Settings) -> Iterator[Line]:
+    from cxrbatch.engines import open_engine
+
+    engine = open_engine(settings.engine, settings.device)
+    yield "ok", f"{engine.name} {engine.version} on {engine.device}"
+    if engine.device == "cpu" and settings.batch_size > 8:
+        yield "note", f"batch_size {settings.batch_size} is slower than 8 on a CPU"
+
+
+def _bundle(settings: Settings) -> Iterator[Line]:
+    bundle = load_bundle(settings.cascade)
+    yield "ok", f"{bundle.name} {bundle.version}, hashes match, classes {', '.join(bundle.disease.classes)}"
+
+
+def _store(settings: Settings) -> Iterator[Line]:
+    from cxrbatch.ops.database import look
+
+    yield from look(settings.db)
+
+
+def _privacy(settings: Settings) -> Iterator[Line]:
+    if settings.phi == "keep":
+        yield "note", 'phi = "keep": patient IDs and accession numbers go into the store as they are'
+    elif settings.phi == "drop":
+        yield "ok", 'phi = "drop": no identifiers are stored'
+    else:
+        key = Path(settings.id_key_file)
+        there = "is there; back it up" if key.is_file() else "will be made by the first scan; back it up then"
+        yield "ok", f'phi = "hash": the key file {key} {there}'
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

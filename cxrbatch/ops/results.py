@@ -1,0 +1,164 @@
+"""`cxrbatch results | export | show`: the store, without SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cxrbatch.errors import ExitCode, Fatal, ReasonCode
+from cxrbatch.nouns import Decision
+from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
+from cxrbatch.ops.terminal import plain, to_stdout
+from cxrbatch.settings import Settings
+from cxrbatch.store import Store, retry_now
+from cxrbatch.store.export import check_writable, write_csv, write_jsonl, writer_for
+
+__all__ = ["export_results", "print_results", "retry_failed", "show_one"]
+
+_TABLE_ROWS = 200  # a terminal is no place for more; say so
+_DECISIONS = {"reported": "green", "needs_review": "yellow", "not_chest": "blue"}
+
+
+def print_results(
+    settings: Settings,
+    format: Literal["table", "csv", "jsonl"],
+    *,
+    label: str | None,
+    min_confidence: float | None,
+    needs_review: bool,
+    since: str | None,
+    under: Path | None,
+    limit: int | None,
+) -> None:
+    """Rows by path that meet every filter given; exit 4 is not used here: no rows is an answer."""
+    filters: dict[str, Any] = {
+        "label": label,
+        "min_confidence": min_confidence,
+        "decision": Decision.NEEDS_REVIEW if needs_review else None,
+        "since": _moment(since),
+        "roots": _folder(under),
+        "limit": limit,
+    }
+    with Store.open(settings.db, may_create=False) as store:
+        if format != "table":
+            write = write_csv if format == "csv" else write_jsonl
+            write("-", store.results(**filters))
+            return
+        filters["limit"] = min(limit or _TABLE_ROWS, _TABLE_ROWS) + 1
+        rows = list(store.results(**filters))
+        console = to_stdout()
+        console.print(_table(rows[: filters["limit"] - 1]))
+        if len(rows) == filters["limit"] and limit is None:
+            console.print(f"The first {_TABLE_ROWS} rows; --format csv prints all of them.", style="yellow")
+        console.print(NOT_A_DIAGNOSIS, style="dim")
+
+
+def export_results(settings: Settings, file: str, under: Path | None) -> None:
+    write = writer_for(file)
+    check_writable(file)
+    with Store.open(settings.db, may_create=False) as store:
+        number = write(file, store.results(roots=_folder(under)))
+    Console(stderr=True).print(f"{number:,} row(s) in {plain(file)}", highlight=False)
+
+
+def show_one(settings: Settings, what: str) -> None:
+    """Everything about one path or content. Raises Fatal when nothing is known of it."""
+    path = str(Path(what).absolute()) if "/" in what or Path(what).exists() else what
+    with Store.open(settings.db, may_create=False) as store:
+        try:
+            films = store.everything_about(path)
+        except ValueError as error:
+            raise Fatal(f"{error}.") from None
+    if not films:
+        raise Fatal("The store knows no such file or content; `cxrbatch scan` its folder first.")
+    console = to_stdout()
+    for film in films:
+        result = film.result
+        console.print(Text(plain(result["path"]), "bold"))
+        console.print(_fields(_headline(result)))
+        if film.image is not None:
+            skip = {"id", "sha256", "first_seen"}
+            shown = [(k, v) for k, v in film.image.items() if k not in skip and v not in (None, "")]
+            console.print(_section("how it was read"), _fields([("sha256", film.image["sha256"]), *shown]))
+        for told in film.told:
+            cascade, run = told.cascade, told.run
+            name = f"{cascade['name']} {cascade['version']} ({cascade['manifest_sha256'][:12]})"
+            console.print(_section(f"what {plain(name)} says"))
+            rows = [(k, told.prediction[k]) for k in ("label", "confidence", "decision", "review_reasons")]
+            rows += [("gate_probability", told.prediction["gate_probability"])]
+            rows += [("ood_score", told.prediction["ood_score"])]
+            rows += [(s["label"], f"p {s['probability']:.4f}   logit {s['logit']:+.3f}") for s in told.scores]
+            rows += [("at", told.prediction["processed_at"])]
+            rows += [("run", f"{run['id']}, cxrbatch {run['version']}, {run['engine']} on {run['device']}")]
+            rows += [("review", f"{r['action']} {r['label'] or ''} by {r['reviewer']}") for r in told.reviews]
+            console.print(_fields(rows))
+        if film.same_content:
+            console.print(_section("the same bytes"), _fields([("path", p) for p in film.same_content]))
+        if film.history:
+            events = [(str(h["at"]), f"{h['event']} {h['old'] or ''} → {h['new'] or ''}") for h in film.history]
+            console.print(_section("history"), _fields(events))
+        console.print()
+    console.print(NOT_A_DIAGNOSIS, style="dim")
+
+
+def _headline(result: Any) -> list[tuple[str, Any]]:
+    names = ("state", "label", "confidence", "decision", "reason_code", "reason", "review_reasons", "quality_flags")
+    return [(name, result[name]) for name in names if result[name] not in (None, "")]
+
+
+def _section(title: str) -> Text:
+    return Text(f"\n{title}", "dim")
+
+
+def _fields(rows: Iterable[tuple[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="cyan", min_width=26)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None:
+            shown = f"{value:.4f}" if isinstance(value, float) else plain(str(value))
+            table.add_row(name, Text(shown, _DECISIONS.get(shown, "")))
+    return table
+
+
+def _table(rows: Iterable[Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("file", "label", "conf.", "decision", "why"):
+        table.add_column(heading, overflow="fold", ratio=3 if heading == "file" else None)
+    for row in rows:
+        confidence = "" if row.confidence is None else f"{row.confidence:.2f}"
+        why = row.reason_code or row.review_reasons or ""
+        decision = row.decision or row.state
+        table.add_row(
+            plain(row.path), row.label or "", confidence, Text(decision, _DECISIONS.get(decision, "red")), plain(why)
+        )
+    return table
+
+
+def _folder(under: Path | None) -> list[str]:
+    return [] if under is None else [str(under.absolute())]
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Fatal(f"'{text}' is not a time; write it like 2026-01-31 or 2026-01-31T14:00.", ExitCode.USAGE) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def retry_failed(settings: Settings, reason: str | None) -> None:
+    """Raises Fatal (exit 2) for a reason code that does not exist."""
+    if reason is not None and reason not in set(ReasonCode):
+        raise Fatal(f"No reason code '{reason}'; the ones there are: {', '.join(ReasonCode)}.", ExitCode.USAGE)
+    with Store.open(settings.db, may_create=False) as store:
+        number = retry_now(store, ReasonCode(reason) if reason else None)
+    print(f"{number:,} file(s) are tried again by the watch that runs, or by the next scan.")

@@ -1,0 +1,1 @@
+"""Train, evaluate, calibrate and explain the networks of a cascade (extra `train`)."""

@@ -1,0 +1,84 @@
+"""Where a network's first weights come from: a download of torchvision's, a bundle, a file, or nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision import models
+
+from cxrbatch.bundles import load_bundle
+from cxrbatch.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.errors import Fatal
+
+__all__ = ["freeze", "start_network"]
+
+_DOWNLOADS = {"mobilenet_v2": models.mobilenet_v2, "mobilenet_v3_large": models.mobilenet_v3_large}
+
+
+def start_network(architecture: str, channels: int, outputs: int, pretrained: str) -> FeatureNetwork:
+    """A network with a new last layer of `outputs`, on the backbone that `pretrained` names.
+
+    `pretrained` is "none"; "imagenet" (a download of torchvision's; needs a network); "bundle:NAME", the disease
+    stage of a bundle; or a safetensors file with torchvision's key names, with or without the prefix `network.`
+    of a bundle. Raises Fatal.
+    """
+    net = build_network(architecture, channels, outputs)
+    if pretrained == "none":
+        return net
+    if pretrained == "imagenet":
+        state = _download(architecture)
+    elif pretrained.startswith("bundle:"):
+        state = _file(load_bundle(pretrained.removeprefix("bundle:")).disease.weights)
+    else:
+        state = _file(Path(pretrained))
+    own = net.state_dict()
+    last = max((k for k in own if k.startswith("classifier.")), key=lambda k: int(k.split(".")[1]))
+    head = last.rpartition(".")[0] + "."
+    state = {key: own.get(key, value) if key.startswith(head) else value for key, value in state.items()}
+    try:
+        load_state(net, state)
+    except RuntimeError:
+        raise Fatal(f"The pretrained weights '{pretrained}' are not those of a {architecture}.") from None
+    torch.nn.init.normal_(net.state_dict()[head + "weight"], 0, 0.01)
+    torch.nn.init.zeros_(net.state_dict()[head + "bias"])
+    return net
+
+
+def freeze(net: FeatureNetwork, blocks: int) -> None:
+    """Hold the first `blocks` feature blocks still (-1: all), weights and batch-norm statistics; the rest learns.
+
+    To be called again after `net.train()`, which would set the statistics going.
+    """
+    blocks = len(net.features) if blocks < 0 else blocks  # type: ignore[arg-type]
+    for place, block in enumerate(net.features):  # type: ignore[arg-type, var-annotated]
+        still = place < blocks
+        for weight in block.parameters():
+            weight.requires_grad_(not still)
+        if still:
+            block.eval()
+
+
+def _download(architecture: str) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = _DOWNLOADS[architecture](weights="IMAGENET1K_V1").state_dict()
+    except OSError as error:
+        raise Fatal(
+            f"The ImageNet weights of {architecture} can't be downloaded ({type(error).__name__}); set `pretrained` "
+            'in the recipe to a safetensors file, or to "none".'
+        ) from None
+    return state
+
+
+def _file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise Fatal(f"The pretrained weights {path} do not exist.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise Fatal(f"{path} is not a safetensors file ({error}).") from None
+    prefixed = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+    return prefixed or state

@@ -1,0 +1,155 @@
+"""Write the stages of a bundle (docs/bundle-format.md): weights in float16, hashes, recorded check logits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cxrbatch.bundles import FORMAT, Stage
+from cxrbatch.engines.torch_engine import TorchEngine
+from cxrbatch.engines.verify import check_logits
+from cxrbatch.errors import Fatal
+from cxrbatch.nouns import PlaneSpec
+
+__all__ = ["INTENDED_USE", "LICENCE", "StageDraft", "change_stage", "write_stage"]
+
+LICENCE = (
+    "Weights: research use only. Their training images carry mixed and partly unstated licences; see CARD.md. "
+    "Code: Apache-2.0."
+)
+INTENDED_USE = (
+    "Sorting frontal chest films for research, with a reader behind it. Not a diagnosis, not a medical device."
+)
+_ROLES = ("gate", "disease")
+
+
+@dataclass(frozen=True, slots=True)
+class StageDraft:
+    """A network about to become a stage. `state` has torchvision's key names, without a prefix."""
+
+    role: Literal["gate", "disease"]
+    architecture: str
+    channels: int
+    classes: tuple[str, ...]
+    plane: PlaneSpec
+    mean: tuple[float, ...]  # of x / 255, one a channel
+    std: tuple[float, ...]
+    state: dict[str, Tensor]
+    threshold: float = 0.5
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def write_stage(folder: Path, draft: StageDraft, *, name: str | None = None, version: str = "0.1.0") -> None:
+    """Add the stage to the bundle in `folder`, or replace the one of the same role; other stages stay.
+
+    Temperature is 1 and there is no out-of-distribution score until `calibrate`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(folder) or {
+        "format": FORMAT,
+        "name": name or folder.name,
+        "version": version,
+        "licence": LICENCE,
+        "intended_use": INTENDED_USE,
+        "stages": [],
+    }
+    part: dict[str, Any] = {
+        "role": draft.role,
+        "architecture": draft.architecture,
+        "channels": draft.channels,
+        "classes": list(draft.classes),
+        "plane": asdict(draft.plane),
+        "mean": list(draft.mean),
+        "std": list(draft.std),
+        "weights": f"{draft.role}.safetensors",
+        "temperature": 1.0,
+        "threshold": draft.threshold,
+        "chosen_on": "nothing yet: run `cxrbatch calibrate`",
+        "training": draft.training,
+        "metrics": {},
+    }
+    tensors = {f"network.{key}": _on_disk(value) for key, value in draft.state.items()}
+    _put(folder, manifest, part, tensors)
+
+
+def change_stage(
+    folder: Path,
+    role: str,
+    changes: dict[str, Any],
+    ood: tuple[NDArray[np.float32], NDArray[np.float32], float] | None = None,
+) -> None:
+    """Change manifest keys of a stage; with `ood` (whitening (k, d), means (c, k), threshold) its tensors too.
+
+    Raises Fatal when the bundle has no such stage.
+    """
+    manifest = _manifest(folder)
+    part = next((p for p in (manifest or {}).get("stages", ()) if p["role"] == role), None)
+    if manifest is None or part is None:
+        raise Fatal(f"The bundle {folder} has no {role} stage.")
+    part = part | changes
+    tensors = load_file(folder / part["weights"])
+    if ood is not None:
+        whitening, means, threshold = ood
+        tensors["ood.whitening"] = torch.from_numpy(np.ascontiguousarray(whitening, np.float32))
+        tensors["ood.means"] = torch.from_numpy(np.ascontiguousarray(means, np.float32))
+        part["ood"] = {"threshold": threshold}
+    _put(folder, manifest, part, tensors)
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    file = folder / "manifest.json"
+    if not file.is_file():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError:
+        raise Fatal(f"{file} is not JSON; give another output folder.") from None
+    return manifest
+
+
+def _on_disk(value: Tensor) -> Tensor:
+    """Matrices in half precision; vectors (batch norm, biases) cost nothing and stay as they are."""
+    half = value.is_floating_point() and value.ndim > 1
+    return value.detach().to("cpu", torch.float16 if half else value.dtype).contiguous()
+
+
+def _put(folder: Path, manifest: dict[str, Any], part: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    weights = folder / part["weights"]
+    new_weights, new_manifest = weights.with_suffix(".part"), folder / "manifest.json.part"
+    save_file(tensors, new_weights)
+    part["sha256"] = hashlib.sha256(new_weights.read_bytes()).hexdigest()
+    new_weights.chmod(0o644)  # safetensors writes files that only their owner can read
+    os.replace(new_weights, weights)
+    part["check_logits"] = check_logits(_stage(part, weights), TorchEngine("cpu")).round(4).tolist()
+    others = [p for p in manifest["stages"] if p["role"] != part["role"]]
+    manifest["stages"] = sorted([*others, part], key=lambda p: _ROLES.index(p["role"]))
+    new_manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    os.replace(new_manifest, folder / "manifest.json")
+
+
+def _stage(part: dict[str, Any], weights: Path) -> Stage:
+    return Stage(
+        role=part["role"],
+        architecture=part["architecture"],
+        channels=part["channels"],
+        classes=tuple(part["classes"]),
+        plane=PlaneSpec(**part["plane"]),
+        mean=tuple(part["mean"]),
+        std=tuple(part["std"]),
+        weights=weights,
+        sha256=part["sha256"],
+        temperature=part["temperature"],
+        threshold=part["threshold"],
+        ood=None,
+        manifest=part,
+    )

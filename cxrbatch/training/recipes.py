@@ -1,0 +1,197 @@
+"""A training run on one screen: TOML -> a frozen Recipe. The shipped ones are in recipes/, every key commented."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cxrbatch.errors import Fatal
+from cxrbatch.nouns import PlaneSpec
+
+__all__ = [
+    "Augmentation",
+    "Optimiser",
+    "Phase",
+    "Recipe",
+    "Schedule",
+    "load_recipe",
+    "recipe_file",
+    "shipped_recipes",
+]
+
+_SHIPPED = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """What is done to a training picture. "plain": the usual flips and jitter; "style": `augment.py`."""
+
+    kind: Literal["plain", "style", "none"] = "plain"
+    flip: float = 0.5  # chance
+    rotation: float = 0.0  # degrees either way
+    brightness: float = 0.0  # plain: relative reach, as torchvision's ColorJitter means it
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    look: float = 0.35  # style: chance of each change of look
+    turn: float = 0.0  # style: chance of a quarter or half turn
+    invert: float = 0.0  # style: chance of a negative
+    crop: float = 0.18  # style: largest share of a side that is cut off
+    aspect: float = 1.4  # style: largest squash either way
+    thumbnail: float = 0.03  # style: chance of having been tiny once
+
+
+@dataclass(frozen=True, slots=True)
+class Optimiser:
+    name: Literal["sgd", "adam", "adamw"]
+    rate: float
+    momentum: float = 0.9  # sgd only
+    weight_decay: float = 0.0  # of weight matrices; never of biases and batch norm
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How the rate falls. It is a function of the step ("cosine"), the epoch ("step") or of progress."""
+
+    name: Literal["constant", "step", "plateau", "cosine"] = "constant"
+    milestones: tuple[int, ...] = ()  # step: epochs after which the rate is multiplied by `factor`
+    factor: float = 0.1
+    patience: int = 2  # plateau: epochs without a lower validation loss before it falls
+    warm_up: int = 0  # cosine: steps
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of epochs with some of the backbone held still (batch-norm statistics too)."""
+
+    epochs: int
+    frozen: int  # feature blocks from the input that do not learn; -1: the whole backbone, only the head learns
+    rate: float | None = None  # instead of the optimiser's
+    size: int | None = None  # pixels: a smaller plane for this phase
+    source_power: float | None = None  # balanced: a source counts by its size ** this; default the recipe's
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training run. `data` and `classes` say which folders and labels are used, and as what."""
+
+    name: str
+    role: Literal["gate", "disease"]  # gate: one logit and binary cross-entropy; disease: softmax
+    architecture: Literal["mobilenet_v2", "mobilenet_v3_large"]
+    plane: PlaneSpec
+    optimiser: Optimiser
+    phases: tuple[Phase, ...]
+    pretrained: str = "none"  # "imagenet" (a download), "bundle:NAME", a safetensors file, or "none"
+    channels: Literal[1, 3] = 1
+    normalise: Literal["half", "dataset"] = "half"  # half: mean and std 0.5; dataset: measured on train
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # class -> labels; empty: the folders
+    data: tuple[str, ...] = ()  # folders of --data that are used where present; empty: --data itself
+    validation: Literal["folder", "split"] = "folder"  # split: a share of train, at random
+    validation_share: float = 0.2
+    batch: int = 32  # pictures
+    sampling: Literal["shuffle", "balanced"] = "shuffle"  # balanced: over class, and over source
+    source_power: float = 0.5  # balanced: 1 is by size, 0 every source of a class alike
+    samples: int = 0  # pictures an epoch when balanced; 0: as many as there are
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # beta parameter, on half of the batches; 0: none
+    average: float = 0.0  # decay a step of the moving average of the weights; 0: none
+    keep: Literal["best", "last"] = "best"  # best: the epoch of lowest validation loss
+    class_grid: bool = False  # write class-grid.png before training
+    seed: int = 7
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+    sha256: str = ""  # of the TOML text
+
+    @property
+    def epochs(self) -> int:
+        return sum(phase.epochs for phase in self.phases)
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes inside the package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.toml"))
+
+
+def recipe_file(name_or_file: str | Path) -> Path:
+    """A recipe by its shipped name or its path. Raises Fatal."""
+    shipped, given = _SHIPPED / f"{name_or_file}.toml", Path(name_or_file)
+    if given.is_file():
+        return given
+    if shipped.is_file():
+        return shipped
+    raise Fatal(f"There is no recipe '{name_or_file}': give a .toml file or one of {', '.join(shipped_recipes())}.")
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """Read a recipe. Raises Fatal, in one sentence that names the key, when it can't be used."""
+    path = recipe_file(name_or_file)
+    raw = path.read_bytes()
+    try:
+        table = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Fatal(f"The recipe {path} is not valid TOML: {error}.") from None
+    try:
+        recipe: Recipe = _build(Recipe, table | {"sha256": hashlib.sha256(raw).hexdigest()}, "")
+    except _Unusable as problem:
+        raise Fatal(f"The recipe {path} can't be used: {problem}.") from None
+    problem_ = _contradiction(recipe)
+    if problem_:
+        raise Fatal(f"The recipe {path} can't be used: {problem_}.")
+    return recipe
+
+
+def _contradiction(recipe: Recipe) -> str:
+    if not recipe.phases or any(phase.epochs < 1 for phase in recipe.phases):
+        return "every phase needs at least one epoch, and there must be a phase"
+    if recipe.role == "gate" and len(recipe.classes) != 2:
+        return "a gate needs two [classes]: what passes, named first, and what does not"
+    if recipe.batch < 2:
+        return "batch norm needs a batch of at least 2"
+    if not 0 < recipe.validation_share < 1:
+        return "validation_share must be between 0 and 1"
+    return ""
+
+
+class _Unusable(Exception):
+    """Says which key is wrong."""
+
+
+def _build(kind: type[Any], table: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    unknown = sorted(set(table) - set(hints))
+    if unknown:
+        raise _Unusable(f"it has an unknown key {where}{unknown[0]}")
+    values = {}
+    for one in fields(kind):
+        key = f"{where}{one.name}"
+        if one.name in table:
+            values[one.name] = _value(hints[one.name], table[one.name], key)
+        elif one.default is MISSING and one.default_factory is MISSING:
+            raise _Unusable(f"it lacks {key}")
+    return kind(**values)
+
+
+def _value(hint: Any, given: Any, key: str) -> Any:
+    """`given`, checked against (and lists turned into tuples for) the type hint."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if given not in inner:
+            raise _Unusable(f"{key} is {given!r} and must be one of {', '.join(map(str, inner))}")
+        return given
+    if origin is UnionType:
+        return _value(next(t for t in inner if t is not type(None)), given, key)
+    if origin is tuple and isinstance(given, list):
+        return tuple(_value(inner[0], item, f"{key}[{i}]") for i, item in enumerate(given))
+    if origin is dict and isinstance(given, dict):
+        return {name: _value(inner[1], item, f"{key}.{name}") for name, item in given.items()}
+    if hasattr(hint, "__dataclass_fields__") and isinstance(given, dict):
+        return _build(hint, given, f"{key}.")
+    if hint is float and isinstance(given, int) and not isinstance(given, bool):
+        return float(given)
+    if isinstance(hint, type) and isinstance(given, hint) and not (hint is int and isinstance(given, bool)):
+        return given
+    raise _Unusable(f"{key} is {given!r}, which is not of the right kind")

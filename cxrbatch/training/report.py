@@ -1,0 +1,82 @@
+"""The evaluation as tables for a terminal, on stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["percent", "print_report"]
+
+
+def percent(value: float | None, interval: list[float] | None = None) -> str:
+    """A share as '93.5 %', with its 95 % interval where there is one; a dash for nothing."""
+    if value is None or value != value:
+        return "-"
+    text = f"{100 * value:.1f} %"
+    if interval and interval[0] == interval[0]:
+        text += f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+    return text
+
+
+def print_report(result: dict[str, Any], console: Console | None = None) -> None:
+    """Print what `evaluate` returned."""
+    console = console or Console()
+    console.print(f"[bold]{result['bundle']} {result['version']}[/bold], split {result['split']}, {result['engine']}")
+    for name, found in result["sets"].items():
+        console.rule(f"{name}: {found['films']} films")
+        if "disease" in found:
+            _disease(console, found)
+        if "gate" in found:
+            _gate(console, found["gate"])
+        for label, called in found["called"].items():
+            said = ", ".join(f"{k} {n}" for k, n in called["called"].items() if n)
+            console.print(
+                f"{label}: called {said}; sent to review {percent(called['sent_to_review'])}, "
+                f"review or not NORMAL {percent(called['review_or_not_normal'])}"
+            )
+    for path, why in result.get("unreadable", ())[:20]:
+        console.print(f"[yellow]not read:[/yellow] {path}: {why}", markup=True, highlight=False)
+
+
+def _disease(console: Console, found: dict[str, Any]) -> None:
+    d, e = found["disease"], found["end_to_end"]
+    i = d["intervals"]
+    console.print(
+        f"accuracy {percent(d['accuracy'], i['accuracy'])}   balanced "
+        f"{percent(d['balanced_accuracy'], i['balanced_accuracy'])}   ECE {d['ece']:.3f}   "
+        f"NORMAL against the rest, AUC {d.get('normal_auc', float('nan')):.3f}"
+    )
+    table = Table("class", "precision", "recall (95 %)", "F1", "AUC", "films", "called", box=None, pad_edge=False)
+    for row, (label, c) in enumerate(d["per_class"].items()):
+        said = " ".join(f"{n:>4}" for n in d["confusion"][row])
+        table.add_row(
+            label, percent(c["precision"]), percent(c["recall"], i[f"recall {label}"]),
+            f"{c['f1']:.3f}", f"{d['auc'][label]:.3f}", str(c["support"]), said,
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"end to end: accuracy {percent(e['accuracy'])}, rejected by the gate {percent(e['rejected_by_gate'])}, "
+        f"to review {percent(e['sent_to_review'])}, errors to review {percent(e['errors_sent_to_review'])}, "
+        f"accuracy of what is reported {percent(e['accuracy_of_reported'])}"
+    )
+    table = Table("class", "source", "films", "recall", "to review", "called", box=None, pad_edge=False)
+    for r in found["sources"]:
+        said = ", ".join(f"{k} {n}" for k, n in r["called"].items())
+        table.add_row(
+            r["label"], r["source"], str(r["films"]), percent(r["recall"]), percent(r["sent_to_review"]), said
+        )
+    if len(found["sources"]) <= 30:
+        console.print(table)
+
+
+def _gate(console: Console, gate: dict[str, Any]) -> None:
+    i = gate["intervals"]
+    console.print(
+        f"gate: chest passed {percent(gate['chest_passed'], i['chest_passed'])}, "
+        f"not-chest rejected {percent(gate['not_chest_rejected'], i['not_chest_rejected'])}"
+    )
+    for r in gate["sources"]:
+        if r["right"] < 1 and r["label"] in ("CHEST", "NOT_CHEST"):
+            console.print(f"  {r['label']} {r['source']}: {r['films']} films, right {percent(r['right'])}")

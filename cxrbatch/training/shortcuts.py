@@ -1,0 +1,101 @@
+"""Does the network look at lungs, or at where the film comes from? Four checks for the card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from cxrbatch.bundles import Stage
+from cxrbatch.normalize import fit_plane
+from cxrbatch.training.datasets import Film, find_folders, read_film, split_films
+from cxrbatch.training.gradcam import grad_cam, load_network, network_input
+
+__all__ = ["cam_outside", "leaked", "source_probe", "without_source"]
+
+_CENTRAL = 0.8  # share of a side that counts as the chest, in the middle
+
+
+def leaked(data: Path) -> list[Film]:
+    """Test films whose bytes are also a training film's, by SHA-256."""
+    films = [f for folder in find_folders(data) for f in folder.films]
+    digests = {hashlib.sha256(f.path.read_bytes()).digest() for f in films if f.split == "train"}
+    return [f for f in split_films(films, "test") if hashlib.sha256(f.path.read_bytes()).digest() in digests]
+
+
+def cam_outside(stage: Stage, films: Sequence[Film]) -> float:
+    """Mean share of Grad-CAM mass outside the central chest, for the class that is called.
+
+    The central chest is the middle 80 % of each side of the film itself (not of its black padding); a map
+    without preference has 36 % of its mass outside.
+    """
+    net = load_network(stage)
+    shares = []
+    for film in films:
+        picture = read_film(film.path)
+        x = network_input(fit_plane(picture, stage.plane)[None], stage)
+        with torch.no_grad():
+            called = net(x)[0].argmax(1)
+        size = stage.plane.size
+        cam = functional.interpolate(grad_cam(net, x, called)[None], (size, size), mode="bilinear")[0, 0].numpy()
+        inside = _central(picture.shape[0], picture.shape[1], stage)
+        if cam.sum() > 0:
+            shares.append(float(cam[~inside].sum() / cam.sum()))
+    return float(np.mean(shares))
+
+
+def _central(rows: int, columns: int, stage: Stage) -> NDArray[np.bool_]:
+    size = stage.plane.size
+    scale = size / max(rows, columns)
+    height, width = (size, size) if stage.plane.fit == "stretch" else (rows * scale, columns * scale)
+    y, x = np.mgrid[0:size, 0:size] + 0.5 - size / 2
+    central: NDArray[np.bool_] = (np.abs(y) <= _CENTRAL * height / 2) & (np.abs(x) <= _CENTRAL * width / 2)
+    return central
+
+
+def source_probe(features: NDArray[np.float32], films: Sequence[Film], seed: int = 0) -> dict[str, Any]:
+    """How well a linear probe tells the source of a film from its features, within one class.
+
+    Within a class disease can't help it, so whatever it finds is the look of a hospital. Only labels with
+    several sources count; half of the films train it and half test it. `chance` is the share of the commonest.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(seed)
+    found = {}
+    for label in sorted({f.label for f in films}):
+        rows = np.array([i for i, f in enumerate(films) if f.label == label])
+        sources = np.array([films[i].source for i in rows])
+        counts = Counter(sources.tolist())
+        keep = np.array([counts[s] >= 10 for s in sources])
+        rows, sources = rows[keep], sources[keep]
+        if len(set(sources.tolist())) < 2:
+            continue
+        order = rng.permutation(len(rows))
+        half = len(order) // 2
+        x = features[rows] - features[rows].mean(0)
+        x = x / (x.std() + 1e-6)
+        probe = LogisticRegression(C=0.1, max_iter=500, class_weight="balanced").fit(
+            x[order[:half]], sources[order[:half]]
+        )
+        guess = probe.predict(x[order[half:]])
+        truth = sources[order[half:]]
+        found[label] = {
+            "films": len(rows),
+            "sources": len(counts),
+            "balanced_accuracy": float(np.mean([(guess[truth == s] == s).mean() for s in set(truth.tolist())])),
+            "chance": 1 / len(set(truth.tolist())),
+        }
+    return found
+
+
+def without_source(films: Sequence[Film], source: str) -> tuple[list[Film], list[Film]]:
+    """(films of other sources, films of that source): train on the first, test on the second."""
+    return [f for f in films if f.source != source], [f for f in films if f.source == source]

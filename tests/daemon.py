@@ -1,0 +1,51 @@
+"""The real daemon with an engine of plain arithmetic: it starts in a second, so that it can be killed a thousand times.
+
+Everything else is the product: command line, ledger, decode processes, road, store. Run as a script, it is `cxrbatch`.
+Faults come by the environment: CXRBATCH_CRASH_AT (cxrbatch/crash.py) and TEST_FAULT (faults.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import cxrbatch.ops.watch
+from cxrbatch import cli
+from cxrbatch.bundles import Stage
+
+
+class Arithmetic:
+    """Logits from a few sums over the plane: the same plane gives the same numbers, another one gives others."""
+
+    name, version, device = "arithmetic", "1", "cpu"
+
+    def load(self, stage: Stage) -> Any:
+        classes = len(stage.classes)
+        slow_s = float(os.environ.get("TEST_SLOW_S", "0"))
+
+        def network(planes: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            time.sleep(slow_s)
+            parts = planes.reshape(len(planes), -1).astype(np.float64)
+            sums = np.stack([parts[:, k::classes].mean(1) / 64 + 1 for k in range(classes)], 1)
+            return sums.astype(np.float32), sums.astype(np.float32)
+
+        return network
+
+
+def open_engine(*_: object) -> Arithmetic:
+    return Arithmetic()
+
+
+if __name__ == "__main__":
+    if "TEST_FAULT" in os.environ:
+        import faults
+
+        faults.install(os.environ["TEST_FAULT"])
+    cxrbatch.ops.watch.open_engine = open_engine  # type: ignore[assignment]
+    sys.argv[0] = "cxrbatch"
+    cli.main()

@@ -1,0 +1,70 @@
+"""Style augmentation changes the look, in every class alike, and is the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from training_films import draw
+
+from cxrbatch.training.augment import StyleAugmentation, match_histogram, match_spectrum
+
+
+def films(count: int, kind: int = 2) -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    return [draw(kind, rng, 96) for _ in range(count)]
+
+
+def test_planes_have_the_asked_size_whatever_comes_in() -> None:
+    change = StyleAugmentation(64, look=0.9, turn=0.5, invert=0.5, thumbnail=0.5)
+    rng = np.random.default_rng(0)
+    for shape in ((40, 90), (96, 96), (200, 33), (1, 50)):
+        for _ in range(8):
+            plane = change(rng.integers(0, 256, shape).astype(np.uint8), films(1)[0], rng)
+            assert plane.shape == (64, 64) and plane.dtype == np.uint8
+
+
+def test_the_same_seed_gives_the_same_plane_and_another_does_not() -> None:
+    change, film, other = StyleAugmentation(64, look=0.8), *films(2)
+    one, same, different = (change(film, other, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, different)
+
+
+def test_the_input_is_never_written_to() -> None:
+    film, other = films(2)
+    before = film.copy()
+    for seed in range(20):
+        StyleAugmentation(64, look=1.0)(film, other, np.random.default_rng(seed))
+    np.testing.assert_array_equal(film, before)
+
+
+def test_a_borrowed_grey_scale_is_borrowed_and_keeps_the_order_of_greys() -> None:
+    film = films(1)[0]
+    dark = (films(1, 0)[0] // 4).astype(np.uint8)
+    matched = match_histogram(film, dark, 1.0)
+    assert abs(float(matched.mean()) - float(dark.mean())) < 6
+    np.testing.assert_array_equal(match_histogram(film, dark, 0.0), film)
+    order = np.argsort(film.ravel(), kind="stable")
+    assert (np.diff(matched.ravel()[order].astype(int)) >= 0).all()
+
+
+def test_a_borrowed_sharpness_changes_detail_and_leaves_coarse_forms() -> None:
+    rng = np.random.default_rng(0)
+    film = films(1)[0]
+    noisy = np.clip(film + rng.normal(0, 30, film.shape), 0, 255).astype(np.uint8)
+    rougher = match_spectrum(film, noisy, 1.0).astype(float)
+    assert np.diff(rougher, axis=1).std() > 1.5 * np.diff(film.astype(float), axis=1).std()
+    coarse = (slice(None, None), slice(None, None))
+    blocks = lambda x: x[coarse].reshape(6, 16, 6, 16).mean((1, 3))  # noqa: E731
+    assert np.abs(blocks(rougher) - blocks(film.astype(float))).max() < 12
+
+
+@pytest.mark.parametrize("look", [0.0, 1.0])
+def test_look_is_how_much_the_style_changes(look: float) -> None:
+    change = StyleAugmentation(96, look=look, flip=0, rotation=0, crop=0, aspect=1.0, thumbnail=0)
+    film, other = films(2)
+    moved = [np.abs(change(film, other, np.random.default_rng(s)).astype(int) - film).mean() for s in range(12)]
+    if look:
+        assert np.median(moved) > 10
+    else:  # what is left is the frame: some films are placed smaller
+        assert np.median(moved) < 1

@@ -1,0 +1,161 @@
+"""Labelled folders: layouts, manifests, splits by patient, what can't be read, what can't be trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from training_films import make_folder, write_recipe
+
+from cxrbatch.errors import Fatal
+from cxrbatch.training.datasets import (
+    Film,
+    balanced_weights,
+    data_digest,
+    find_folders,
+    grouped_split,
+    label_matches,
+    read_film,
+    read_films,
+    shrink,
+)
+from cxrbatch.training.preparation import prepare
+from cxrbatch.training.recipes import load_recipe
+
+
+def test_all_three_layouts_are_found(tmp_path: Path) -> None:
+    split = make_folder(tmp_path / "all" / "split", counts={"train": 2, "test": 1})
+    flat = tmp_path / "all" / "flat"
+    (tmp_path / "all" / "split" / "train").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(flat)
+    assert {f.split for f in find_folders(split)[0].films} == {"test"}
+    assert Counter(f.label for f in find_folders(flat)[0].films) == {"NORMAL": 2, "SICK": 2}
+    assert {f.split for f in find_folders(flat)[0].films} == {"train"}
+    assert [folder.name for folder in find_folders(tmp_path / "all")] == ["flat", "split"]
+    assert [folder.name for folder in find_folders(tmp_path / "all", only=("flat", "absent"))] == ["flat"]
+
+
+def test_the_manifest_gives_source_and_patient(tmp_path: Path) -> None:
+    film = find_folders(make_folder(tmp_path, manifest=True))[0].films[3]
+    assert (film.path.name, film.source, film.group) == ("11.png", "site1", "train-NORMAL-5")
+
+
+def test_a_collections_manifest_counts_for_each_of_its_tasks(tmp_path: Path) -> None:
+    make_folder(tmp_path / "task")
+    (tmp_path / "manifest.csv").write_text("path,source,group\ntask/train/SICK/0.png,clinic,p1\n")
+    for films in (find_folders(tmp_path / "task")[0].films, find_folders(tmp_path)[0].films):
+        found = {f.path.relative_to(tmp_path).as_posix(): (f.source, f.group) for f in films}
+        assert found["task/train/SICK/0.png"] == ("clinic", "p1")
+        assert found["task/train/SICK/1.png"][0] == ""
+
+
+def test_no_folder_and_no_pictures_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match="does not exist"):
+        find_folders(tmp_path / "nowhere")
+    with pytest.raises(Fatal, match="no labelled pictures"):
+        find_folders(tmp_path)
+
+
+def test_labels_match_across_spellings() -> None:
+    assert label_matches("TURBERCULOSIS", "TUBERCULOSIS")
+    assert label_matches("covid-19", "COVID19")
+    assert label_matches("Viral Pneumonia", "viral_pneumonia")
+    assert not label_matches("CHEST", "NOT_CHEST")
+
+
+def test_a_patient_is_never_parted(tmp_path: Path) -> None:
+    films = [Film(Path(f"{i}.png"), "A", "train", "", f"patient{i // 3}") for i in range(90)]
+    train, val = grouped_split(films, 0.2, seed=1)
+    assert not {f.group for f in train} & {f.group for f in val}
+    assert 18 <= len(val) <= 20 and len(train) + len(val) == 90
+    assert grouped_split(films, 0.2, seed=1) == (train, val)
+    assert grouped_split(films, 0.2, seed=2) != (train, val)
+
+
+def test_balanced_weights_are_even_over_classes_and_damped_over_sources() -> None:
+    labels = [0] * 100 + [1] * 5
+    sources = ["big"] * 81 + ["small"] * 19 + ["x"] * 5
+    weights = balanced_weights(labels, sources)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[100:].sum() == pytest.approx(0.5)
+    assert weights[:81].sum() / weights[81:100].sum() == pytest.approx(9 / 19**0.5)
+    even = balanced_weights(labels, sources, source_power=0)
+    assert even[:81].sum() == pytest.approx(even[81:100].sum())
+
+
+def test_16_bit_films_are_not_washed_out_and_greys_are_unchanged(tmp_path: Path) -> None:
+    grey = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    np.testing.assert_array_equal(read_film(tmp_path / "8.png"), grey)
+    deep = read_film(tmp_path / "16.png")
+    assert deep.std() > 40 and deep.max() > 200
+
+
+def test_shrink_keeps_the_aspect_and_never_enlarges() -> None:
+    grey = np.full((100, 50), 7, np.uint8)
+    assert shrink(grey, 40).shape == (40, 20) and (shrink(grey, 40) == 7).all()
+    assert shrink(grey, 100) is grey
+
+
+def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    (root / "train" / "SICK" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (root / "train" / "SICK" / "empty.jpg").write_bytes(b"")
+    films = find_folders(root)[0].films
+    read, pictures, lost = read_films(films, 40)
+    assert len(read) == len(pictures) == len(films) - 2
+    assert {film.path.name for film, _ in lost} == {"broken.png", "empty.jpg"} and all(why for _, why in lost)
+
+
+def test_the_digest_follows_contents_and_labels_not_order(tmp_path: Path) -> None:
+    films = list(find_folders(make_folder(tmp_path))[0].films)
+    assert data_digest(films) == data_digest(films[::-1])
+    assert data_digest(films) != data_digest(films[1:])
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts", "said"),
+    [
+        (("NORMAL",), {"train": 3, "val": 2}, "only the class NORMAL"),
+        (("NORMAL", "SICK"), {"test": 3}, "for training"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said(
+    tmp_path: Path, labels: tuple[str, ...], counts: dict[str, int], said: str
+) -> None:
+    root = make_folder(tmp_path / "data", labels, counts)
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml"))
+    with pytest.raises(Fatal, match=said):
+        prepare(recipe, root, None)
+
+
+def test_a_class_that_the_recipe_names_and_nobody_has_is_said(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data")
+    recipe = load_recipe(
+        write_recipe(tmp_path / "r.toml", ("[[phases]]", '[classes]\nNORMAL = ["NORMAL"]\nTB = ["TB"]\n[[phases]]'))
+    )
+    with pytest.raises(Fatal, match="class TB"):
+        prepare(recipe, root, None)
+
+
+def test_a_limit_keeps_every_class(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", ("A", "B", "C"), {"train": 20, "val": 10})
+    films = prepare(load_recipe(write_recipe(tmp_path / "r.toml")), root, 12)
+    assert Counter(films.train_labels) == {0: 4, 1: 4, 2: 4} and len(films.val) == 12
+
+
+def test_a_gate_says_one_for_what_passes(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", ("NORMAL", "NOT_CHEST"))
+    changes = (
+        ('role = "disease"', 'role = "gate"'),
+        ("[[phases]]", '[classes]\nCHEST = ["NORMAL"]\nNOT_CHEST = ["NOT_CHEST"]\n[[phases]]'),
+    )
+    films = prepare(load_recipe(write_recipe(tmp_path / "r.toml", *changes)), root, None)
+    assert films.classes == ("CHEST",)
+    assert [label for film, label in zip(films.train, films.train_labels, strict=True) if film.label == "NORMAL"] == [
+        1
+    ] * 12

@@ -1,0 +1,179 @@
+"""Training: the same seed gives the same weights, a kill costs one epoch at most, NaN stops it, and it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_films import make_folder, write_recipe
+
+from cxrbatch.bundles import load_bundle
+from cxrbatch.engines.networks import build_network
+from cxrbatch.errors import Fatal
+from cxrbatch.training.backbones import freeze, start_network
+from cxrbatch.training.checkpoint import Progress
+from cxrbatch.training.fit import train
+from cxrbatch.training.recipes import Schedule
+from cxrbatch.training.schedules import rate_of, watch_plateau
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are tiny: threads would only wait for each other, and sums must come out the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("films"), manifest=True)
+
+
+def weights(bundle: Path) -> dict[str, torch.Tensor]:
+    return load_file(bundle / "disease.safetensors")
+
+
+def metrics(bundle: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (bundle / "training" / "disease-metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_writes_a_bundle_that_loads_and_everything_beside_it(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.toml", ("batch = 8", "batch = 8\nclass_grid = true\naverage = 0.9\nmixup = 0.2")
+    )
+    train(recipe, films, tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle")
+    stage = bundle.disease
+    assert stage.classes == ("NORMAL", "SICK") and stage.plane.size == 32
+    assert stage.manifest["training"]["recipe"] == "small" and len(stage.manifest["check_logits"]) == 4
+    work = tmp_path / "bundle" / "training"
+    for name in ("disease-curves.png", "disease-class-grid.png", "unreadable.txt"):
+        assert (work / name).is_file(), name
+    assert [e["epoch"] for e in metrics(tmp_path / "bundle")] == [0, 1]
+    printed = capsys.readouterr().out
+    assert "epoch 2/2" in printed and "validation loss" in printed and "accuracy" in printed
+
+
+def test_it_learns(films: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", ("epochs = 2", "epochs = 6"), ('"style"', '"none"'))
+    train(recipe, films, tmp_path / "bundle")
+    assert max(e["train_accuracy"] for e in metrics(tmp_path / "bundle")) > 0.9
+
+
+def test_killed_and_resumed_is_the_same_as_unbroken(films: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", ("epochs = 2", "epochs = 3"))
+    train(recipe, films, tmp_path / "whole")
+    code = (
+        "import torch; torch.set_num_threads(1); from pathlib import Path; from cxrbatch.training.fit import train;"
+        f"train({str(recipe)!r}, Path({str(films)!r}), Path({str(tmp_path / 'broken')!r}))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith("epoch 1/3")
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    train(recipe, films, tmp_path / "broken")
+    assert [e["epoch"] for e in metrics(tmp_path / "broken")] == [0, 1, 2]
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+def test_a_finished_run_is_not_trained_again_unless_asked(films: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml")
+    train(recipe, films, tmp_path / "bundle", epochs=1)
+    started = time.monotonic()
+    before = metrics(tmp_path / "bundle")
+    train(recipe, films, tmp_path / "bundle", epochs=1)
+    assert metrics(tmp_path / "bundle") == before and time.monotonic() - started < 20
+    train(recipe, films, tmp_path / "bundle", epochs=1, resume=False)
+    assert metrics(tmp_path / "bundle")[0]["train_loss"] == before[0]["train_loss"]
+
+
+def test_a_loss_that_is_no_number_stops_and_says_at_which_step(films: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", ("1e-3", "1e30"))
+    with pytest.raises(Fatal, match=r"at step \d+"):
+        train(recipe, films, tmp_path / "bundle")
+
+
+def test_a_gate_and_a_disease_model_share_a_bundle(tmp_path: Path) -> None:
+    films = make_folder(tmp_path / "films", ("NORMAL", "NOT_CHEST"), {"train": 6, "val": 4})
+    gate = write_recipe(
+        tmp_path / "gate.toml",
+        ('role = "disease"', 'role = "gate"'),
+        ("[[phases]]", '[classes]\nCHEST = ["NORMAL"]\nNOT_CHEST = ["NOT_CHEST"]\n[[phases]]'),
+    )
+    train(gate, films, tmp_path / "bundle", epochs=1)
+    train(write_recipe(tmp_path / "r.toml"), films, tmp_path / "bundle", epochs=1)
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.gate is not None and bundle.gate.classes == ("CHEST",)
+    assert bundle.disease.classes == ("NORMAL", "NOT_CHEST")
+
+
+@pytest.mark.parametrize("name", ["covid3", "disease"])
+def test_the_literal_recipes_run_as_they_stand_on_a_few_films(name: str, tmp_path: Path) -> None:
+    from cxrbatch.training.recipes import load_recipe, recipe_file
+
+    films = make_folder(tmp_path / "films", tuple(load_recipe(name).classes), {"train": 5, "val": 2})
+    smaller = recipe_file(name).read_text().replace('"imagenet"', '"none"')
+    smaller = smaller.replace("size = 446", "size = 64").replace("size = 224", "size = 64")
+    (tmp_path / "literal.toml").write_text(smaller)
+    train(tmp_path / "literal.toml", films, tmp_path / "bundle", epochs=1)
+    assert load_bundle(tmp_path / "bundle").disease.channels == 3
+    assert len(metrics(tmp_path / "bundle")) == len(load_recipe(name).phases)
+
+
+def test_frozen_blocks_do_not_move() -> None:
+    net = build_network("mobilenet_v2", 1, 2).train()
+    freeze(net, 3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    rate = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
+    net(torch.randn(4, 1, 64, 64))[0].square().sum().backward()
+    rate.step()
+    moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and not any(k.startswith(("features.0.", "features.1.", "features.2.")) for k in moved)
+
+
+def test_pretrained_weights_come_from_a_file_with_a_new_head(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = build_network("mobilenet_v2", 3, 5).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    net = start_network("mobilenet_v2", 1, 2, str(tmp_path / "w.safetensors"))
+    first = "features.0.0.weight"
+    torch.testing.assert_close(net.state_dict()[first], state[first].sum(1, keepdim=True))
+    assert net.state_dict()["classifier.1.weight"].shape == (2, 1280)
+    with pytest.raises(Fatal, match="not those of a mobilenet_v3_large"):
+        start_network("mobilenet_v3_large", 1, 2, str(tmp_path / "w.safetensors"))
+    with pytest.raises(Fatal, match="do not exist"):
+        start_network("mobilenet_v2", 1, 2, str(tmp_path / "none.safetensors"))
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(Fatal, match="not a safetensors file"):
+        start_network("mobilenet_v2", 1, 2, str(tmp_path / "pickle.safetensors"))
+
+
+def test_rates_fall_as_the_schedules_say() -> None:
+    step = Schedule("step", milestones=(4, 6))
+    assert [rate_of(step, 1.0, e, 0, 1, 1.0) for e in (0, 3, 4, 6)] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = Schedule("cosine", warm_up=10)
+    rates = [rate_of(cosine, 1.0, 0, s, 100, 1.0) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1) and rates[-1] < 0.02
+    assert np.all(np.diff(rates[11:]) < 0)
+    plateau, progress = Schedule("plateau", patience=1, factor=0.5), Progress("", "")
+    for loss in (1.0, 0.9, 0.95, 0.96):
+        watch_plateau(plateau, progress, loss)
+    assert rate_of(plateau, 1.0, 0, 0, 1, progress.rate_share) == 0.5

@@ -1,0 +1,177 @@
+"""`cxrbatch watch` as a process: what comes in becomes rows; it stops, renews itself and shares as it says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from road import film
+from watching import Place, some_files
+
+from cxrbatch.errors import ExitCode
+
+pytestmark = pytest.mark.timeout(600)
+
+from making import make_bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, bundle: Path) -> Iterator[Place]:
+    made = Place(tmp_path, f"sqlite:///{tmp_path / 'store.db'}", bundle)
+    yield made
+    made.clean_up()
+
+
+def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
+    some_files(place.incoming)
+    os.mkfifo(place.incoming / "fifo")
+    before = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
+    assert place.run("--once", CXRBATCH_TRUNCATED_TRIES="1") == ExitCode.SOME_REJECTED
+    rows = place.rows()
+    assert rows.pop("fifo")[3] == "not_a_regular_file"
+    assert rows.keys() == place.files()
+    assert {name: row[3] for name, row in rows.items() if row[3]} == {
+        "junk.dcm": "not_an_image",
+        "half.png": "truncated",
+    }
+    assert rows["same.png"] == rows["0/0.png"]
+    place.no_orphans()
+    # The incoming folder was read, and nothing else: not a name, not a byte, not a time but that of reading.
+    after = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
+    assert after.keys() == before.keys()
+    for path, (info, data) in before.items():
+        assert after[path][1] == data
+        assert (info.st_mtime_ns, info.st_ctime_ns, info.st_ino) == (
+            after[path][0].st_mtime_ns,
+            after[path][0].st_ctime_ns,
+            after[path][0].st_ino,
+        )
+
+
+def test_a_day_in_the_life(place: Place) -> None:
+    """One daemon, one thing after another: starting them is what takes time."""
+    incoming = place.incoming
+    film(incoming / "early.png", 1)
+    daemon = place.start()
+    place.wait(place.settled, daemon)
+
+    # A slow writer, with a pause longer than quiet_s: the last bytes count.
+    whole = film(place.cwd / "whole.png", 2).read_bytes()
+    with open(incoming / "slow.png", "wb") as slow:
+        for start in range(0, len(whole), len(whole) // 4 + 1):
+            slow.write(whole[start : start + len(whole) // 4 + 1])
+            slow.flush()
+            time.sleep(0.5)
+    film(place.cwd / "late.png", 3).rename(incoming / "late.part")
+    (incoming / "late.part").rename(incoming / "late.png")
+    place.wait(lambda: {"slow.png", "late.png"} <= {n for n, row in place.rows().items() if row[0] == "done"}, daemon)
+
+    # Changed, replaced by rename with the same size and mtime, renamed, the same content again, gone.
+    first = place.rows()["early.png"]
+    film(incoming / "early.png", 4)
+    late = (incoming / "late.png").stat()
+    twin = bytearray((incoming / "late.png").read_bytes())
+    twin[-1] ^= 1  # in the last checksum: a reader that looks sees another content
+    (place.cwd / "twin").write_bytes(twin)
+    os.utime(place.cwd / "twin", ns=(late.st_atime_ns, late.st_mtime_ns))
+    (place.cwd / "twin").rename(incoming / "late.png")
+    shutil.copy(incoming / "slow.png", incoming / "again.png")
+    place.wait(
+        lambda: place.settled() and place.rows()["early.png"] != first and place.rows()["late.png"][0] != "done", daemon
+    )
+    assert place.rows()["again.png"] == place.rows()["slow.png"]
+    (incoming / "again.png").rename(incoming / "moved.png")
+    place.wait(lambda: place.settled() and "moved.png" in place.rows(), daemon)
+    assert [row[0] for row in place.ask("SELECT path FROM files WHERE state = 'missing'")] == [
+        str(incoming / "again.png")
+    ]
+
+    # The store is ours: a second daemon and a scan are told so.
+    assert place.run() == ExitCode.STORE_IN_USE
+    assert place.run(incoming, command="scan") == ExitCode.STORE_IN_USE
+    assert "is in use by a scan or a watch" in place.log
+
+    # The share drops out for a while, and comes back: one line each, nothing lost.
+    incoming.rename(place.cwd / "away")
+    place.wait(lambda: "folder_paused" in place.log, daemon)
+    before = place.rows()
+    film(place.cwd / "away" / "meanwhile.png", 5)
+    (place.cwd / "away").rename(place.cwd / "in")
+    place.wait(lambda: "folder_back" in place.log and "meanwhile.png" in place.rows() and place.settled(), daemon)
+    assert before.items() <= place.rows().items()
+    assert place.log.count("folder_paused") == 1
+
+    # A person asks for another try.
+    asked = place.ask("SELECT count(*) FROM audit")
+    assert place.run("--reason", "corrupt_pixels", command="retry") == 0
+    assert asked == place.ask("SELECT count(*) FROM audit")
+
+    started = time.monotonic()
+    assert place.stop(daemon) == ExitCode.OK
+    assert time.monotonic() - started < 15
+    place.no_orphans()
+    place.check(place.rows())
+
+
+def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: Place) -> None:
+    config = place.cwd / "config.toml"
+    config.write_text('log_format = "json"\n')
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    address = f"\0cxrbatch-{os.getpid()}-{time.monotonic_ns()}"
+    manager.bind(address)
+    manager.settimeout(100)
+    said: list[str] = []
+
+    def hear(wanted: str) -> None:
+        while not said or wanted not in said[-1]:
+            said.append(manager.recv(4096).decode())
+
+    daemon = place.start(NOTIFY_SOCKET="@" + address[1:], WATCHDOG_USEC="600000")
+    hear("READY=1")
+    hear("WATCHDOG=1")
+    config.write_text("no_such_setting = 1\n")
+    daemon.send_signal(signal.SIGHUP)
+    place.wait(lambda: "settings_refused" in place.log, daemon)
+    hear("RELOADING=1")
+    hear("READY=1")
+    config.write_text('exclude = ["*.png"]\n')
+    daemon.send_signal(signal.SIGHUP)
+    place.wait(lambda: "settings_renewed" in place.log, daemon)
+    hear("READY=1")
+    film(place.incoming / "not wanted.png", 1)
+    (place.incoming / "junk").write_text("junk")
+    place.wait(lambda: "junk" in place.rows(), daemon)
+    assert place.stop(daemon, signal.SIGINT) == ExitCode.INTERRUPTED
+    assert place.rows().keys() == {"junk"}
+    hear("STOPPING=1")
+    manager.close()
+
+
+def test_what_cannot_be_drained_in_time_is_given_back(place: Place) -> None:
+    some_files(place.incoming)
+    daemon = place.start(TEST_SLOW_S="60", CXRBATCH_DRAIN_S="0.5")
+    place.wait(lambda: bool(place.ask("SELECT 1 FROM files WHERE state = 'claimed'")), daemon)
+    time.sleep(1)
+    assert place.stop(daemon) == ExitCode.OK
+    place.no_orphans()
+    assert not place.ask("SELECT 1 FROM files WHERE state = 'claimed'")
+    place.run("--once", CXRBATCH_TRUNCATED_TRIES="1")
+    assert place.settled()
+
+
+@pytest.mark.parametrize("folder", ["missing", "file"])
+def test_a_folder_that_is_none_is_a_sentence(place: Place, folder: str) -> None:
+    (place.cwd / "file").write_text("")
+    assert place.run(place.cwd / folder) == ExitCode.FATAL
+    assert "Traceback" not in place.log
