@@ -1,6 +1,6 @@
 """`python -m cxrbatch` is `cxrbatch`."""
 
-from cxrbatch.cli import main
-
 if __name__ == "__main__":
+    from cxrbatch.cli import main  # here: a decode process imports this file too, and needs no command line
+
     main()

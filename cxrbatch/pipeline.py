@@ -75,13 +75,14 @@ def scan(
     identifiers: Identifiers,
     reprocess: Reprocess = "none",
     limit: int | None = None,
+    stop: threading.Event,
     counts: ScanCounts,
     progress: Callable[[ScanCounts], None] = lambda counts: None,
 ) -> None:
     """One pass over `found`: every file ends as one committed row.
 
     `start` is called once, and only when there is something to read: a scan of an unchanged folder loads no model.
-    When `found` ends early, what is in hand is finished and recorded; the next scan finds the rest.
+    Once `stop` is set no further file is opened; what is in hand is recorded, and the next scan finds the rest.
     """
     cascade_id = store.cascade_id_of(bundle.manifest_sha256) or 0  # 0: this cascade has said nothing here yet
     changed = itertools.islice(find_changed(found, store, cascade_id, reprocess, counts), limit)
@@ -89,7 +90,8 @@ def scan(
     if first is None:
         return
     settled = settle(itertools.chain([first], changed), settings.quiet_s)
-    decoded = _decoded(settled, settings, bundle, identifiers)
+    wanted = itertools.takewhile(lambda _: not stop.is_set(), settled)
+    decoded = _decoded(wanted, settings, bundle, identifiers)
     patience = Patience()
     with closing(ahead(decoded, depth=2 * settings.batch_size)) as decoded_ahead:
         engine, run = start()  # while the decoders are busy already

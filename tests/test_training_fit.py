@@ -137,6 +137,18 @@ def test_the_literal_recipes_run_as_they_stand_on_a_few_films(name: str, tmp_pat
     assert len(metrics(tmp_path / "bundle")) == len(load_recipe(name).phases)
 
 
+def test_what_was_held_out_of_train_is_what_calibrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cxrbatch.training.calibrate import calibrate
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    films = make_folder(tmp_path / "films", counts={"train": 20})
+    train(write_recipe(tmp_path / "r.toml"), films, tmp_path / "bundle", epochs=1)
+    before = load_bundle(tmp_path / "bundle").disease
+    assert before.manifest["training"]["films"]["val"] == 8
+    calibrate(tmp_path / "bundle", films)
+    assert "val: 8 films" in load_bundle(tmp_path / "bundle").disease.manifest["chosen_on"]
+
+
 def test_frozen_blocks_do_not_move() -> None:
     net = build_network("mobilenet_v2", 1, 2).train()
     freeze(net, 3)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,11 @@ class Place:
 
     def ask(self, query: str) -> list[Any]:
         """Rows of a query; none while the store is not there."""
-        engine = sa.create_engine(parse_url(self.url), poolclass=sa.NullPool)
         try:
-            with engine.connect() as connection:
+            with engine_of(self.url).connect() as connection:
                 return [tuple(row) for row in connection.execute(sa.text(query))]
         except sa.exc.DBAPIError:
             return []
-        finally:
-            engine.dispose()
 
     def rows(self) -> dict[str, tuple[Any, ...]]:
         """By name below the folder: state, label, confidence, reason and content of everything that is there."""
@@ -109,7 +107,7 @@ class Place:
             if time.monotonic() > deadline or (process is not None and process.poll() is not None):
                 assert condition(), (process and process.poll(), self.rows(), self.log[-3000:])
                 return
-            time.sleep(0.1)
+            time.sleep(0.25)
 
     def stop(self, process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> int:
         """Send a signal to the daemon alone and wait for its end."""
@@ -138,6 +136,12 @@ class Place:
     def clean_up(self) -> None:
         for process in self.started:
             kill_group(process)
+
+
+@lru_cache(maxsize=8)
+def engine_of(url: str) -> sa.Engine:
+    """Made once a store: making one costs more than a question."""
+    return sa.create_engine(parse_url(url), poolclass=sa.NullPool)
 
 
 def of_groups(groups: set[int]) -> list[psutil.Process]:

@@ -106,6 +106,7 @@ def run_scan(
                 identifiers=identifiers,
                 reprocess=reprocess,
                 limit=limit,
+                stop=stop,
                 counts=counts,
                 progress=progress,
             )

@@ -23,7 +23,7 @@ from cxrbatch.errors import Fatal
 from cxrbatch.training import metrics
 from cxrbatch.training.augment import StyleAugmentation
 from cxrbatch.training.bundle_writer import change_stage
-from cxrbatch.training.datasets import Film, FilmFolder, find_folders, read_films, split_films
+from cxrbatch.training.datasets import Film, FilmFolder, find_folders, grouped_split, read_films, split_films
 from cxrbatch.training.scores import Scores, probabilities_of, score_films, targets_of
 
 __all__ = ["best_temperature", "calibrate", "feature_statistics", "gate_threshold", "review_thresholds"]
@@ -31,21 +31,23 @@ __all__ = ["best_temperature", "calibrate", "feature_statistics", "gate_threshol
 _MOST_FEATURES = 2500  # films whose features describe the training data: enough for a few dozen directions
 _DIRECTIONS = 64
 _GATE_TOLERANCE = 0.005
+_RESTYLED_LOOK = 0.7  # twice the training's: other hospitals are further away than that
 
 
 def calibrate(
-    bundle: Path, data: Path, *, split: str = "val", review_share: float = 0.27, unfamiliar_share: float = 0.05
+    bundle: Path, data: Path, *, split: str = "val", review_share: float = 0.25, unfamiliar_share: float = 0.05
 ) -> None:
     """Set temperature, thresholds and out-of-distribution score of the bundle's stages, in place.
 
     `review_share` of the split's films is what may be sent to review in all, `unfamiliar_share` of them for
     their features alone. The training split in `data`, where there is one, describes what is familiar;
-    otherwise the validation films do. Raises Fatal when a class has no film in the split.
+    otherwise the validation films do. Where `data` has no such split, it is the part of train/ that training held
+    out. Raises Fatal when a class has no film in the split.
     """
     loaded = load_bundle(bundle)
     engine = open_engine("auto", "auto", loaded)
     folders = find_folders(data)
-    films = [f for folder in folders for f in split_films(folder.films, split)]
+    films = [f for folder in folders for f in split_films(folder.films, split)] or _held_out(folders, loaded)
     scores = score_films(loaded, films, engine)
     y = targets_of(scores.films, loaded.disease.classes)
     missing = [name for c, name in enumerate(loaded.disease.classes) if not (y == c).any()]
@@ -56,6 +58,16 @@ def calibrate(
     _calibrate_disease(loaded, engine, known, y[y >= 0], train, split, review_share, unfamiliar_share)
     if loaded.gate is not None and scores.gate is not None:
         _calibrate_gate(loaded, scores, split)
+
+
+def _held_out(folders: Sequence[FilmFolder], bundle: Bundle) -> list[Film]:
+    """The same random part of the training films that `train` kept for validation; empty if it kept none."""
+    held = bundle.disease.manifest.get("training", {}).get("held_out")
+    if not held:
+        return []
+    films = [f for folder in folders for f in split_films(folder.films, "train")]
+    known = targets_of(films, bundle.disease.classes) >= 0
+    return grouped_split([f for f, k in zip(films, known, strict=True) if k], held["share"], held["seed"])[1]
 
 
 def _training_films(folders: Sequence[FilmFolder], bundle: Bundle) -> list[Film]:
@@ -116,7 +128,7 @@ def _restyled(
     """Logits (n, k) and classes (n,) of the films in other looks, drawn with a fixed seed."""
     rng = np.random.default_rng(seed)
     read, pictures, _ = read_films(films, round(stage.plane.size * 1.15))
-    change = StyleAugmentation(stage.plane.size)
+    change = StyleAugmentation(stage.plane.size, look=_RESTYLED_LOOK)
     planes = [change(p, pictures[int(rng.integers(len(pictures)))], rng) for p in pictures]
     run = engine.load(stage)
     logits = [run(np.stack(planes[i : i + 32]))[0] for i in range(0, len(planes), 32)]

@@ -68,7 +68,7 @@ def card_text(
         manifest["intended_use"],
         f"**Licence.** {manifest['licence']}",
         "## Figures",
-        "95 % intervals in brackets are bootstrapped by patient. Test films chose nothing. "
+        "95 % intervals in brackets are bootstrapped by patient. Temperature and thresholds were chosen on validation. "
         f"Engine: {evaluation['engine']}.",
         *(_set(name, sets[name]) for name in _SETS if name in sets),
     ]

@@ -81,6 +81,7 @@ def train(
             "epochs": run.progress.epoch,
             "kept_epoch": run.progress.best_epoch if plan.keep == "best" else run.progress.epoch - 1,
             "limit": limit,
+            "held_out": {"share": plan.validation_share, "seed": plan.seed} if films.held_out else None,
         },
     )
     write_stage(out, draft)

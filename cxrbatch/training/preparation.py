@@ -41,6 +41,7 @@ class Prepared:
     val_pictures: list[NDArray[np.uint8]]
     val_labels: list[int]
     unreadable: list[tuple[Film, str]]
+    held_out: bool  # validation is a part of the training folder, not a folder of its own
     data_sha256: str
 
     @property
@@ -60,7 +61,8 @@ def prepare(recipe: Recipe, data: Path, limit: int | None) -> Prepared:
     number = _numbers(films, wanted)
     films = [f for f in films if f.label in number]
     train, val = split_films(films, "train"), split_films(films, "val")
-    if recipe.validation == "split" or not val:
+    held_out = recipe.validation == "split" or not val
+    if held_out:
         train, val = grouped_split(train + val, recipe.validation_share, recipe.seed)
     train, val = (_thinned(part, number, limit) for part in (train, val))
     for name, part in (("training", train), ("validation", val)):
@@ -79,7 +81,7 @@ def prepare(recipe: Recipe, data: Path, limit: int | None) -> Prepared:
     classes = tuple(wanted)[:1] if recipe.role == "gate" else tuple(wanted)
     digest = data_digest([*train, *val])
     return Prepared(
-        classes, train, train_pictures, train_labels, val, val_pictures, val_labels, lost + lost_too, digest
+        classes, train, train_pictures, train_labels, val, val_pictures, val_labels, lost + lost_too, held_out, digest
     )
 
 
