@@ -19,6 +19,7 @@ from training_films import make_folder, write_recipe
 
 from cxrbatch.bundles import load_bundle
 from cxrbatch.engines.networks import build_network
+from cxrbatch.engines.torch_engine import TorchEngine
 from cxrbatch.errors import Fatal
 from cxrbatch.training.backbones import freeze, start_network
 from cxrbatch.training.checkpoint import Progress
@@ -140,7 +141,7 @@ def test_the_literal_recipes_run_as_they_stand_on_a_few_films(name: str, tmp_pat
 def test_what_was_held_out_of_train_is_what_calibrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cxrbatch.training.calibrate import calibrate
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("cxrbatch.training.calibrate.open_engine", lambda *_: TorchEngine("cpu"))
     films = make_folder(tmp_path / "films", counts={"train": 20})
     train(write_recipe(tmp_path / "r.toml"), films, tmp_path / "bundle", epochs=1)
     before = load_bundle(tmp_path / "bundle").disease
