@@ -171,6 +171,8 @@ class _Worker:
                 return self._out_of_time(job)
         except (EOFError, OSError):
             return self._died(job, again)
+        if isinstance(answer, Fatal):
+            raise answer
         if answer == _READY:
             self._ready, self._failed_starts = True, 0
             return None
@@ -238,7 +240,11 @@ def _serve(pipe: Connection, task: DecodeTask, memory_mib: int, parent: int) -> 
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    importlib.import_module("cxrbatch.decode")  # the codecs, before the clock of the first file runs
+    try:
+        importlib.import_module("cxrbatch.decode")  # the codecs, before the clock of the first file runs
+    except Exception as error:
+        pipe.send(Fatal(f"Decode workers cannot load the codecs ({error}); install cxrbatch again."))
+        return
     pipe.send(_READY)
     while True:
         try:

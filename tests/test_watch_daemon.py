@@ -16,9 +16,9 @@ from watching import Place, some_files
 
 from cxrbatch.errors import ExitCode
 
-pytestmark = pytest.mark.timeout(600)
-
 from making import make_bundle
+
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="session")

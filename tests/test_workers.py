@@ -113,3 +113,10 @@ class _Unpicklable:
 
     def __reduce__(self) -> tuple[object, tuple[int]]:
         return os._exit, (9,)
+
+
+def test_codecs_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "imagecodecs.py").write_text("raise ImportError('no imagecodecs here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(Fatal, match="no imagecodecs here"):
+        list(decode_all(files("a"), task, workers=1, timeout_s=5, memory_mib=2048))
