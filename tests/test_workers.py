@@ -117,6 +117,6 @@ class _Unpicklable:
 
 def test_codecs_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "imagecodecs.py").write_text("raise ImportError('no imagecodecs here')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)  # workers are spawned with our path
     with pytest.raises(Fatal, match="no imagecodecs here"):
         list(decode_all(files("a"), task, workers=1, timeout_s=5, memory_mib=2048))
