@@ -63,7 +63,7 @@ def roots_of(paths: Sequence[str | Path]) -> list[str]:
                 os.stat(path)
         except OSError as error:
             raise Fatal(
-                f"{path} cannot be read ({os.strerror(error.errno or 0)}); check the path and that the share is mounted.",
+                f"{path} cannot be read ({os.strerror(error.errno or 0)}); check the path and the mount.",
                 ExitCode.FATAL,
             ) from None
         roots.append(path)

@@ -7,6 +7,7 @@ a worker, and no lock between them, means that killing one at any instant cannot
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import multiprocessing
@@ -154,10 +155,8 @@ class _Worker:
         job.deadline = time.monotonic() + timeout_s + (0.0 if self._ready else _STARTING_S)
         self.job = job
         self._jobs_left -= 1
-        try:
+        with contextlib.suppress(OSError):  # it is dead; take() finds out
             self.pipe.send(job.file)
-        except OSError:
-            pass  # it is dead; take() finds out
 
     def take(self, again: deque[_Job]) -> Outcome | None:
         """The outcome of the job in hand; None where there is none yet (or the job went to `again`)."""

@@ -13,7 +13,6 @@ from cxrbatch.bundles import load_bundle
 from cxrbatch.engines import open_engine
 from cxrbatch.engines.verify import check_logits, check_planes, largest_difference
 from cxrbatch.errors import ExitCode, Fatal
-
 from making import make_bundle
 
 

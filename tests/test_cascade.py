@@ -14,7 +14,6 @@ from cxrbatch.bundles import Bundle, Ood, Stage, load_bundle
 from cxrbatch.cascade import NOT_CHEST, Cascade, ood_scores
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.nouns import Decision, DecodedImage, ImageFacts, Verdict
-
 from making import make_bundle
 
 GATE, DISEASE = "gate", "disease"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import make_bundle
 
 from cxrbatch.bundles import Bundle, load_bundle
 from cxrbatch.engines import open_engine
@@ -17,6 +16,7 @@ from cxrbatch.engines.openvino_engine import OpenVinoEngine
 from cxrbatch.engines.torch_engine import TorchEngine
 from cxrbatch.engines.verify import check_logits
 from cxrbatch.errors import ExitCode, Fatal
+from making import make_bundle
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from cxrbatch.bundles import load_bundle
 from cxrbatch.engines.networks import build_network, load_state
 from cxrbatch.engines.torch_engine import TorchEngine, halving_on_oom, over_replicas, torch_devices
 from cxrbatch.errors import ExitCode, Fatal
-
 from making import make_bundle
 
 Result = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -9,9 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from road import Road, film, kill_group
 
 from making import make_bundle
+from road import Road, film, kill_group
 
 LABELS = {"NORMAL", "COVID19", "PNEUMONIA", "TUBERCULOSIS"}
 

@@ -34,9 +34,7 @@ def seen(path: Path) -> FoundFile:
 
 
 def run(files: list[FoundFile], clock: Clock, wall: float) -> list[FoundFile]:
-    return list(
-        settle(iter(files), 2.0, patience_s=10, wall_clock=lambda: wall, clock=clock, sleep=clock.sleep)
-    )
+    return list(settle(iter(files), 2.0, patience_s=10, wall_clock=lambda: wall, clock=clock, sleep=clock.sleep))
 
 
 def test_an_old_file_goes_straight_on_and_a_young_one_waits(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from store_films import begin, film, found
 
 from cxrbatch.errors import Fatal
 from cxrbatch.store import Store, StoreDown, migrate
 from cxrbatch.store.engine import connect, make_engine, network_warning, parse_url
 from cxrbatch.store.housekeeping import check
 from cxrbatch.store.schema import files, images, predictions, scores
+from store_films import begin, film, found
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_films import begin, film, reject
 
 from cxrbatch.errors import Fatal, ReasonCode, Rejected
 from cxrbatch.nouns import Outcome
@@ -23,6 +22,7 @@ from cxrbatch.store import RESULT_COLUMNS, Store
 from cxrbatch.store.engine import connect
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, write_parquet, writer_for
 from cxrbatch.store.schema import files
+from store_films import begin, film, reject
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from store_films import begin, film, found, linked, reject
 
 from cxrbatch.errors import Fatal
 from cxrbatch.store import ReviewAction, Store
 from cxrbatch.store.engine import connect
 from cxrbatch.store.housekeeping import Pruned, backup, check, prune
 from cxrbatch.store.schema import audit, images, predictions, scores
+from store_films import begin, film, found, linked, reject
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from store_films import CASCADE, OTHER_CASCADE, begin, film, found, image, linked, reject, verdict
 
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.nouns import Decision, Outcome
 from cxrbatch.store import Run, Store, path_to_text, text_to_path
 from cxrbatch.store.engine import connect
 from cxrbatch.store.schema import audit, files, images, metadata, models, predictions, runs, scores
+from store_films import CASCADE, OTHER_CASCADE, begin, film, found, image, linked, reject, verdict
 
 
 @pytest.fixture

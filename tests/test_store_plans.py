@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from store_films import begin, film, found, image, linked, reject
-from test_store_queries import QUERIES
 
 from cxrbatch.store import Store
 from cxrbatch.store.engine import connect
+from store_films import begin, film, found, image, linked, reject
+from test_store_queries import QUERIES
 
 #: These read a whole index and nothing else; every other statement looks up what it wants.
 COUNTING = {

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_films import OTHER_CASCADE, begin, film, found, image, linked, reject
 
 from cxrbatch.errors import ReasonCode
 from cxrbatch.nouns import Decision
 from cxrbatch.store import ReviewAction, Store
 from cxrbatch.store.engine import connect
+from store_films import OTHER_CASCADE, begin, film, found, image, linked, reject
 
 HOWTO = Path(__file__).parent.parent / "docs" / "howto" / "sql.md"
 QUERIES = dict(re.findall(r"^## (.+?)\n.*?^```sql\n(.+?)^```", HOWTO.read_text(), flags=re.MULTILINE | re.DOTALL))

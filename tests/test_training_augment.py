@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from training_films import draw
 
 from cxrbatch.training.augment import StyleAugmentation, match_histogram, match_spectrum
+from training_films import draw
 
 
 def films(count: int, kind: int = 2) -> list[np.ndarray]:

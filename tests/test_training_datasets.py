@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from training_films import make_folder, write_recipe
 
 from cxrbatch.errors import Fatal
 from cxrbatch.training.datasets import (
@@ -24,6 +23,7 @@ from cxrbatch.training.datasets import (
 )
 from cxrbatch.training.preparation import prepare
 from cxrbatch.training.recipes import load_recipe
+from training_films import make_folder, write_recipe
 
 
 def test_all_three_layouts_are_found(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_films import draw, make_folder
 
 from cxrbatch.bundles import SHIPPED, load_bundle
 from cxrbatch.cascade import Cascade
@@ -26,8 +25,8 @@ from cxrbatch.training.datasets import find_folders, split_films
 from cxrbatch.training.evaluate import evaluate
 from cxrbatch.training.scores import score_films
 from cxrbatch.training.shortcuts import cam_outside, leaked, source_probe
-
 from making import make_bundle
+from training_films import draw, make_folder
 
 LABELS = ("NORMAL", "COVID19", "PNEUMONIA", "TURBERCULOSIS", "NOT_CHEST", "OTHER")
 

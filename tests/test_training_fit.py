@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_films import make_folder, write_recipe
 
 from cxrbatch.bundles import load_bundle
 from cxrbatch.engines.networks import build_network
@@ -26,6 +25,7 @@ from cxrbatch.training.checkpoint import Progress
 from cxrbatch.training.fit import train
 from cxrbatch.training.recipes import Schedule
 from cxrbatch.training.schedules import rate_of, watch_plateau
+from training_films import make_folder, write_recipe
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_films import draw
 
 from cxrbatch.engines.networks import FeatureNetwork, build_network
 from cxrbatch.errors import Fatal
 from cxrbatch.training.gradcam import explain, grad_cam
-
 from making import make_bundle
+from training_films import draw
 
 
 @pytest.mark.parametrize("architecture", ["mobilenet_v2", "mobilenet_v3_large"])

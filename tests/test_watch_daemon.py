@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from road import film
-from watching import Place, some_files
 
 from cxrbatch.errors import ExitCode
-
 from making import make_bundle
+from road import film
+from watching import Place, some_files
 
 pytestmark = pytest.mark.timeout(600)
 

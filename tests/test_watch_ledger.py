@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from store_films import CASCADE, OTHER_CASCADE, film, found, linked, reject
 
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.nouns import FoundFile
 from cxrbatch.store import Run, Store, Waits, Work, path_to_text, retry_now
 from cxrbatch.store.engine import connect
 from cxrbatch.store.schema import files
+from store_films import CASCADE, OTHER_CASCADE, film, found, linked, reject
 
 WAITS = Waits(first_s=10, most_s=60, truncated_tries=3)
 

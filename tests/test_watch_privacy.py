@@ -12,13 +12,12 @@ import pydicom
 import pytest
 import structlog
 from pynetdicom import AE, build_context
-from test_receiver import CLASSES, instance, listening
-from watching import Place
 
 from cxrbatch.errors import ExitCode
 from cxrbatch.ops import logs
-
 from making import make_bundle
+from test_receiver import CLASSES, instance, listening
+from watching import Place
 
 pytestmark = pytest.mark.timeout(600)
 

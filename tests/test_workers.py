@@ -44,9 +44,7 @@ def files(*names: str, folder: str = "/x") -> Iterator[FoundFile]:
 
 def decode(names: Iterator[FoundFile], timeout_s: float = 20, workers: int = 2) -> dict[str, Outcome]:
     outcomes = [
-        o
-        for o in decode_all(names, task, workers=workers, timeout_s=timeout_s, memory_mib=2048)
-        if o is not None
+        o for o in decode_all(names, task, workers=workers, timeout_s=timeout_s, memory_mib=2048) if o is not None
     ]
     by_name = {os.path.basename(o.file.path): o for o in outcomes}
     assert len(by_name) == len(outcomes), "each file has one outcome"

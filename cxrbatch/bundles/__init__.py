@@ -142,7 +142,9 @@ def _stage(folder: Path, part: dict[str, Any]) -> Stage:
     except SafetensorError as error:
         raise _refused(folder, f"{weights.name} is not a safetensors file ({error})") from None
     if outputs != len(classes):
-        raise _refused(folder, f"{weights.name} has {outputs} output(s) and the manifest names {len(classes)} class(es)")
+        raise _refused(
+            folder, f"{weights.name} has {outputs} output(s) and the manifest names {len(classes)} class(es)"
+        )
     return Stage(
         role,
         part["architecture"],

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from server import OwnPostgres
-from watching import Place, some_files
 
 from making import make_bundle
+from watching import Place, some_files
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from road import film
 from server import OwnPostgres
+
+from road import film
 from watching import CRASH_N, Place
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]

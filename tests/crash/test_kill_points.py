@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watching import CRASH_N, Place
 
 import cxrbatch
+from watching import CRASH_N, Place
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from road import film
 from watching import CRASH_N, PATIENCE_S, Place, kill_group
 

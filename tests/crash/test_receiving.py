@@ -13,10 +13,10 @@ import pydicom
 import pytest
 from pynetdicom import AE, build_context
 from test_kill_points import RECEIVER_POINTS
-from test_receiver import CLASSES, instance
-from watching import CRASH_N, Place, kill_group
 
 from cxrbatch.dicom.receiver import file_name
+from test_receiver import CLASSES, instance
+from watching import CRASH_N, Place, kill_group
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 

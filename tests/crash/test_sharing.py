@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from road import film
 from watching import CRASH_N, Place
 

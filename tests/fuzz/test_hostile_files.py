@@ -13,11 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from watching import FUZZ_N, Place
 
 from cxrbatch.samples import write_samples
-
 from making import make_bundle
+from watching import FUZZ_N, Place
 
 pytestmark = pytest.mark.fuzz
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from road import film
-from watching import SOAK_N, Place
 
 from making import make_bundle
+from road import film
+from watching import SOAK_N, Place
 
 pytestmark = pytest.mark.soak
 
