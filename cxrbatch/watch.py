@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -51,12 +52,12 @@ class _Seen:
 
     def _is_there(self, text: str) -> bool:
         try:
-            os.lstat(self._long_paths.get(text) or text_to_path(text))
+            info = os.lstat(self._long_paths.get(text) or text_to_path(text))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return False
         except OSError:
-            pass  # nobody can tell
-        return True
+            return True  # nobody can tell
+        return not stat.S_ISDIR(info.st_mode)  # a folder had a row while it could not be listed; now it can
 
 
 @dataclass(slots=True)

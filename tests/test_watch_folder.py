@@ -279,6 +279,9 @@ def test_a_folder_that_may_not_be_listed_is_found_with_that_problem(
         "shut": ReasonCode.PERMISSION_DENIED,
     }
     assert watched.folder.gone is None  # what lies in there is not known to be gone
+    watched.folder.noted(files)
+    assert watched.walk() == []
+    assert watched.folder.gone is not None and str(root / "shut") not in watched.folder.gone.seen  # its row goes
 
 
 def test_memory_of_many_known_files(watched: Watched, root: Path) -> None:

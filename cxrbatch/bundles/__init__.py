@@ -104,8 +104,8 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
     Raises Fatal (exit 12) in one sentence when anything is missing, damaged, renamed, or newer than this program.
     """
     folder = find_bundle(str(name_or_folder))
-    raw = (folder / "manifest.json").read_bytes()
     try:
+        raw = (folder / "manifest.json").read_bytes()
         manifest = json.loads(raw)
         if manifest["format"] > FORMAT:
             raise _refused(folder, f"its format {manifest['format']} is newer than this program; upgrade cxrbatch")
@@ -116,6 +116,8 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
         roles = [stage.role for stage in stages]
         if roles not in (["gate", "disease"], ["disease"]):
             raise _refused(folder, f"its stages are {roles}, and must be a disease model, or a gate and one")
+    except OSError as error:
+        raise _refused(folder, f"it cannot be read ({error.strerror})") from None
     except (KeyError, TypeError, ValueError) as error:
         raise _refused(folder, f"its manifest.json is not usable ({type(error).__name__}: {error})") from None
     return bundle
