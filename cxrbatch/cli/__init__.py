@@ -52,18 +52,32 @@ def _options(
     given.verbose, given.log_format = verbose, log_format
 
 
+#: What the extras of pyproject.toml bring.
+_EXTRAS = {"matplotlib": "train", "sklearn": "train"}
+
+
 def main() -> None:
     """The entry point: Fatal becomes one sentence on stderr and its exit code."""
     try:
         app()
     except Fatal as fatal:
-        from cxrbatch.ops.terminal import plain
-
-        sentence = Text.assemble(("cxrbatch: ", "red"), plain(str(fatal)))
-        Console(stderr=True).print(sentence, highlight=False, soft_wrap=True)
+        _complain(str(fatal))
         sys.exit(fatal.exit_code)
+    except ModuleNotFoundError as missing:
+        extra = _EXTRAS.get((missing.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _complain(f"This command needs an extra: pip install 'cxrbatch[{extra}]'.")
+        sys.exit(ExitCode.FATAL)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:  # `cxrbatch results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
+
+
+def _complain(sentence: str) -> None:
+    from cxrbatch.ops.terminal import plain
+
+    text = Text.assemble(("cxrbatch: ", "red"), plain(sentence))
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""What the command line does when something outside it is not as it should be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "sklearn"])
+def test_a_command_whose_extra_is_not_installed_says_which(module: str, tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from cxrbatch.cli import app, main\n"
+        f"app.command('needs')(lambda: __import__({module!r}))\n"
+        "sys.argv = ['cxrbatch', 'needs']; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (run.returncode, run.stderr) == (
+        1,
+        "cxrbatch: This command needs an extra: pip install 'cxrbatch[train]'.\n",
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m cxrbatch config show | head -1"
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert run.stderr == ""
