@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from enum import IntEnum, StrEnum
 
-__all__ = ["ExitCode", "Fatal", "ReasonCode", "Rejected", "Retry"]
+__all__ = ["PASSING_REASONS", "ExitCode", "Fatal", "ReasonCode", "Rejected", "Retry", "StoreDown"]
 
 
 class ExitCode(IntEnum):
@@ -107,3 +107,7 @@ class Fatal(Exception):
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.FATAL) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class StoreDown(Exception):
+    """The store cannot take this now (down, busy, full, deadlock). Nothing was kept: try the batch again."""

@@ -14,7 +14,7 @@ from rich.text import Text
 from cxrbatch import __version__
 from cxrbatch.cli import films, house, models
 from cxrbatch.cli.given import given
-from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.errors import ExitCode, Fatal, StoreDown
 
 __all__ = ["app", "main"]
 
@@ -63,6 +63,9 @@ def main() -> None:
     except Fatal as fatal:
         _complain(str(fatal))
         sys.exit(fatal.exit_code)
+    except StoreDown as down:
+        _complain(f"{str(down).rstrip('.')}. Start it, or name another store with --db.")
+        sys.exit(ExitCode.FATAL)
     except ModuleNotFoundError as missing:
         extra = _EXTRAS.get((missing.name or "").partition(".")[0])
         if extra is None:

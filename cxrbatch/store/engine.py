@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import Fatal, StoreDown
 
 __all__ = ["StoreDown", "connect", "make_engine", "network_warning", "parse_url", "sqlite_file"]
 
@@ -37,10 +37,6 @@ _NETWORK_TYPES = (
     "fuse.sshfs",
 )
 _HINT = "use sqlite:///cxrbatch.db or postgresql+psycopg://user@host/database"
-
-
-class StoreDown(Exception):
-    """The store cannot take this now (down, busy, full, deadlock). Nothing was kept: try the batch again."""
 
 
 def parse_url(url: str) -> URL:

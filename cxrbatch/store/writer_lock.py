@@ -33,7 +33,11 @@ def only_writer(url: str) -> Iterator[None]:
     try:
         descriptor = os.open(store + LOCK_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise Fatal(f"The lock file {store}{LOCK_SUFFIX} cannot be made: {error.strerror}.") from None
+        folder = os.path.dirname(store)
+        raise Fatal(
+            f"The folder {folder} of the store cannot be written ({error.strerror}): make it, or name another store "
+            "with --db."
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
