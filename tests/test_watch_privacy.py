@@ -108,7 +108,7 @@ def test_the_log_prints_listed_keys_and_nothing_a_library_says(capsys: pytest.Ca
     said = capsys.readouterr().err
     assert name not in said and "DOE" not in said
     assert "progress done=3" in said and '"event": "progress"' in said
-    assert "library=pydicom" in said and "uncaught error=ValueError" in said
+    assert "library=nobody" in said and "uncaught error=ValueError" in said
 
 
 def test_a_receiver_at_debug_says_nothing_of_its_peers(folder_in: Path, caplog: pytest.LogCaptureFixture) -> None:
