@@ -25,7 +25,7 @@ from cxrbatch.formats.raster import read_jpeg, read_png
 from cxrbatch.formats.sniff import sniff
 from cxrbatch.formats.stored import StoredPicture
 from cxrbatch.formats.tiff import read_tiff
-from cxrbatch.normalize import fit_plane, render
+from cxrbatch.normalize import MEAN_ROOM, fit_plane, render, shrink_factor
 from cxrbatch.nouns import DecodedImage, ImageFacts, PlaneSpec
 from cxrbatch.polarity import looks_negative
 
@@ -42,49 +42,67 @@ def decode_file(
     specs: tuple[PlaneSpec, ...],
     limits: Limits,
     identifiers: Identifiers,
+    exact: bool = False,
 ) -> DecodedImage:
     """Read one file that discovery saw with `size` bytes and `mtime_ns`, and decode it.
 
     Raises Rejected; Retry when the file vanished, changed or could not be read. No error text holds the
     path or an identifier.
     """
-    return decode_bytes(_guarded(_read, path, size, mtime_ns, limits), specs, limits, identifiers)
+    return decode_bytes(_guarded(_read, path, size, mtime_ns, limits), specs, limits, identifiers, exact)
 
 
-def decode_bytes(data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers) -> DecodedImage:
-    """Decode the bytes of one file to its facts and a plane for each spec. Raises Rejected."""
-    return _guarded(_decoded, data, specs, limits, identifiers)
+def decode_bytes(
+    data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers, exact: bool = False
+) -> DecodedImage:
+    """Decode the bytes of one file to its facts and a plane for each spec. Raises Rejected.
+
+    Large pictures are shrunk on the way, by the codec where it can, to no less than twice what the planes need;
+    `exact` decodes and windows every pixel.
+    """
+    return _guarded(_decoded, data, specs, limits, identifiers, exact)
 
 
 def read_grey(data: bytes, limits: Limits = Limits()) -> tuple[NDArray[np.uint8], ImageFacts]:  # noqa: B008
     """The grey picture (rows, columns) uint8 in full size, after the pixel policy. Raises Rejected."""
-    return _guarded(_grey, data, limits, Identifiers(mode="drop"))
+    grey, facts, _ = _guarded(_grey, data, (), limits, Identifiers(mode="drop"))
+    return grey, facts
 
 
-def _decoded(data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers) -> DecodedImage:
-    grey, facts = _grey(data, limits, identifiers)
-    planes = {spec: fit_plane(grey, spec) for spec in specs}
+def _decoded(
+    data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers, exact: bool
+) -> DecodedImage:
+    grey, facts, extent = _grey(data, () if exact else specs, limits, identifiers)
+    planes = {spec: fit_plane(grey, spec, extent) for spec in specs}
     return DecodedImage(hashlib.sha256(data).hexdigest(), facts, planes)
 
 
-def _grey(data: bytes, limits: Limits, identifiers: Identifiers) -> tuple[NDArray[np.uint8], ImageFacts]:
-    picture = _stored_picture(data, limits, identifiers)
-    rendered = render(picture.samples, picture.scale)
+def _grey(
+    data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers
+) -> tuple[NDArray[np.uint8], ImageFacts, tuple[float, float]]:
+    """The grey picture, shrunk as far as `specs` allow (without any: in full), its facts, its extent for fit_plane."""
+    picture = _stored_picture(data, specs, limits, identifiers)
+    rows, columns = picture.size
+    left = max(1, shrink_factor(rows, columns, specs, MEAN_ROOM) // picture.shrunk)
+    rendered = render(picture.samples, picture.scale, shrink=left, size=picture.size)
     flags = dict.fromkeys(picture.facts.quality_flags + rendered.quality_flags)
     if "colour" not in flags and looks_negative(rendered.grey):
         flags["polarity_suspect"] = None
     facts = replace(picture.facts, grey_path=rendered.grey_path, inverted=rendered.inverted, quality_flags=tuple(flags))
-    return rendered.grey, facts
+    shrunk = picture.shrunk * left
+    return rendered.grey, facts, (rows / shrunk, columns / shrunk)
 
 
-def _stored_picture(data: bytes, limits: Limits, identifiers: Identifiers) -> StoredPicture:
+def _stored_picture(
+    data: bytes, specs: tuple[PlaneSpec, ...], limits: Limits, identifiers: Identifiers
+) -> StoredPicture:
     match sniff(data):
         case "dicom":
-            return read_dicom_picture(data, limits, identifiers)
+            return read_dicom_picture(data, limits, identifiers, specs)
         case "png":
             return read_png(data, limits)
         case "jpeg":
-            return read_jpeg(data, limits)
+            return read_jpeg(data, limits, specs)
         case "tiff":
             return read_tiff(data, limits)
 

@@ -5,6 +5,8 @@ The grey scale is one idea: a table from every stored value to a grey level. doc
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.greyscale import GreyScale, grey_table, spread
 from cxrbatch.nouns import PlaneSpec
 
-__all__ = ["Rendered", "fit_plane", "render"]
+__all__ = ["MEAN_ROOM", "Rendered", "fit_plane", "render", "shrink_factor"]
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -28,6 +30,10 @@ _SATURATED_SHARE = 0.6
 _TINY_PX = 128
 _EXTREME_ASPECT = 3.0
 
+# Pixels along a shrunken picture for each pixel of a plane: 2 where a codec shrinks, by the filters of its transform,
+# and 3 where blocks are averaged, which at 2 is off by up to 10 grey levels at sharp edges.
+_CODEC_ROOM, MEAN_ROOM = 2, 3
+_SAMPLE = 1 << 20  # pixels that are enough for percentiles and quality flags
 _TILE = 1 << 17  # pixels: numpy widens an index to 64 bits, which is faster in the cache than in memory
 
 Floats = NDArray[np.float64]
@@ -43,12 +49,24 @@ class Rendered:
     quality_flags: tuple[str, ...]
 
 
-def render(samples: NDArray[Any], scale: GreyScale) -> Rendered:
+def shrink_factor(rows: int, columns: int, specs: Iterable[PlaneSpec], room: int = _CODEC_ROOM) -> int:
+    """The largest whole factor that leaves `room` times the pixels that each plane needs; 1 without planes."""
+    sides = ((max if spec.fit == "pad" else min)(rows, columns) // (room * spec.size) for spec in specs)
+    return max(1, min(sides, default=1))
+
+
+def render(
+    samples: NDArray[Any], scale: GreyScale, *, shrink: int = 1, size: tuple[int, int] | None = None
+) -> Rendered:
     """Stored values (rows, columns) of any real dtype, or (rows, columns, 3) uint8/uint16 RGB -> grey.
 
     The order is PS3.3 C.7.6.3 and C.11: modality (LUT before rescale), VOI (LUT before window, the first
     of several), inversion once, last. Without a usable VOI, more than 8 bits are windowed between their
     0.5 and 99.5 percentiles; 8 bits come through as they are.
+
+    With `shrink` the grey picture is the mean of blocks of so many pixels a side, those at the edge partial, and
+    of more than 8 bits only a grid of pixels is counted for percentiles and flags. `size` is the picture's in
+    full, where a decoder has shrunk it already.
 
     Raises Rejected: CONSTANT_IMAGE, CORRUPT_PIXELS (no finite value).
     """
@@ -57,29 +75,33 @@ def render(samples: NDArray[Any], scale: GreyScale) -> Rendered:
         if _is_coloured(samples):
             flags.append("colour")
         samples = _luma(samples)
-    stored, index, counts = _stored_values(samples)
-    present = counts > 0
-    if np.count_nonzero(present) < 2:
+    stored, index, counts = _stored_values(samples, sampled=shrink > 1, trimmed=not scale.may_fill_range)
+    if np.count_nonzero(counts) < 2 and index.min() == index.max():
         raise Rejected(ReasonCode.CONSTANT_IMAGE, "Every pixel has the same value.")
     table, path, table_flags = grey_table(stored, counts, scale)
     flags += table_flags
-    flags += _quality(np.bincount(table, weights=counts, minlength=256), samples.shape)
-    return Rendered(_look_up(table, index), path, scale.inverted, tuple(flags))
+    flags += _quality(np.bincount(table, weights=counts, minlength=256), size or samples.shape[:2])
+    grey = _look_up(table, index)
+    if shrink > 1:
+        grey = np.asarray(Image.fromarray(grey).reduce(shrink))
+    return Rendered(grey, path, scale.inverted, tuple(flags))
 
 
-def fit_plane(grey: NDArray[np.uint8], spec: PlaneSpec) -> NDArray[np.uint8]:
+def fit_plane(grey: NDArray[np.uint8], spec: PlaneSpec, extent: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """Resize one grey picture (rows, columns) uint8 to the plane (size, size) uint8 of a network.
 
     Antialiased by Pillow (the filter's support grows with the reduction). With `fit="pad"` the longer
-    side becomes `size` and the rest is black, centred.
+    side becomes `size` and the rest is black, centred. `extent` is how many (rows, columns) the film really
+    fills, where shrinking left a part of a pixel at the edge.
     """
-    rows, columns = grey.shape
+    rows, columns = extent or grey.shape
     if spec.fit == "stretch":
         height = width = spec.size
     else:
         scale = spec.size / max(rows, columns)
         height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
-    resized = np.asarray(Image.fromarray(grey).resize((width, height), _RESAMPLING[spec.interpolation]))
+    box = (0, 0, columns, rows)
+    resized = np.asarray(Image.fromarray(grey).resize((width, height), _RESAMPLING[spec.interpolation], box))
     if (height, width) == (spec.size, spec.size):
         return resized
     plane = np.zeros((spec.size, spec.size), np.uint8)
@@ -88,14 +110,24 @@ def fit_plane(grey: NDArray[np.uint8], spec: PlaneSpec) -> NDArray[np.uint8]:
     return plane
 
 
-def _stored_values(samples: NDArray[Any]) -> tuple[Floats, NDArray[Any], NDArray[np.int64]]:
-    """The table's domain: (stored values, index of each pixel into them, pixels of each)."""
+def _stored_values(
+    samples: NDArray[Any], *, sampled: bool, trimmed: bool
+) -> tuple[Floats, NDArray[Any], NDArray[np.int64]]:
+    """The table's domain: (stored values, index of each pixel into them, pixels of each).
+
+    `sampled`: a grid of pixels is counted, not all. `trimmed`: unsigned values end with the largest that occurs.
+    """
     if samples.dtype.kind in "iu" and samples.dtype.itemsize <= 2:
         native = samples.astype(samples.dtype.newbyteorder("="), copy=False)
         unsigned = np.uint8 if native.itemsize == 1 else np.uint16
         index = np.ascontiguousarray(native).view(unsigned)  # two's complement: negative values come last
         stored = np.arange(np.iinfo(unsigned).max + 1, dtype=unsigned).view(native.dtype)
-        return stored.astype(np.float64), index, _count(index, len(stored))
+        if native.itemsize == 1:
+            return stored.astype(np.float64), index, np.array(Image.fromarray(index).histogram(), np.int64)
+        if trimmed and native.dtype.kind == "u":
+            stored = stored[: int(index.max()) + 1]
+        step = max(1, math.isqrt(index.size // _SAMPLE)) if sampled else 1
+        return stored.astype(np.float64), index, _count(index[::step, ::step], len(stored))
     values = samples.astype(np.float64)
     finite = np.isfinite(values)
     if not finite.all():
@@ -117,6 +149,8 @@ def _count(index: NDArray[Any], length: int) -> NDArray[np.int64]:
 
 def _look_up(table: NDArray[np.uint8], index: NDArray[Any]) -> NDArray[np.uint8]:
     """`table[index]`, with the shape of `index`."""
+    if index.dtype == np.uint8:
+        return np.asarray(Image.fromarray(index).point(table.tolist()))
     flat = index.reshape(-1)
     grey = np.empty(flat.size, np.uint8)
     for start in range(0, flat.size, _TILE):
@@ -124,14 +158,14 @@ def _look_up(table: NDArray[np.uint8], index: NDArray[Any]) -> NDArray[np.uint8]
     return grey.reshape(index.shape)
 
 
-def _quality(histogram: NDArray[Any], shape: tuple[int, ...]) -> list[str]:
-    """What makes a picture a poor one, from its grey histogram (256) and shape."""
+def _quality(histogram: NDArray[Any], size: tuple[int, ...]) -> list[str]:
+    """What makes a picture a poor one, from its grey histogram (256) and its rows and columns."""
     flags = []
     if spread(histogram, 0.01) < _NEAR_CONSTANT_LEVELS:
         flags.append("near_constant")
     if (histogram[0] + histogram[255]) / histogram.sum() > _SATURATED_SHARE:
         flags.append("saturated")
-    rows, columns = shape[:2]
+    rows, columns = size
     if min(rows, columns) < _TINY_PX:
         flags.append("tiny")
     if max(rows, columns) > _EXTREME_ASPECT * min(rows, columns):
@@ -149,7 +183,9 @@ def _luma(rgb: NDArray[Any]) -> NDArray[Any]:
 
 def _is_coloured(rgb: NDArray[Any]) -> bool:
     """Whether the channels differ by more than JPEG chroma noise does, on a coarse grid of pixels."""
-    coarse = rgb[:: max(1, rgb.shape[0] // 256), :: max(1, rgb.shape[1] // 256)].astype(np.int64)
+    coarse = rgb[:: max(1, rgb.shape[0] // 256), :: max(1, rgb.shape[1] // 256)]
     top = 255 if rgb.dtype.itemsize == 1 else 65535
-    distance = coarse.max(axis=2) - coarse.min(axis=2)
+    red, green, blue = (coarse[..., i] for i in range(3))
+    highest, lowest = (pick(pick(red, green), blue) for pick in (np.maximum, np.minimum))
+    distance = highest - lowest
     return bool(np.mean(distance > top * 0.08) > 0.01)

@@ -84,7 +84,7 @@ def scan(
     `start` is called once, and only when there is something to read: a scan of an unchanged folder loads no model.
     Once `stop` is set no further file is opened; what is in hand is recorded, and the next scan finds the rest.
     """
-    cascade_id = store.cascade_id_of(bundle.manifest_sha256) or 0  # 0: this cascade has said nothing here yet
+    cascade_id = store.cascade_id_of(bundle.key(settings.exact)) or 0  # 0: this cascade has said nothing here yet
     changed = itertools.islice(find_changed(found, store, cascade_id, reprocess, counts), limit)
     first = next(changed, None)
     if first is None:
@@ -145,7 +145,7 @@ def _decoded(
 ) -> Iterator[Outcome | None]:
     return decode_all(
         files,
-        DecodeFile(bundle.plane_specs, _limits(settings), identifiers),
+        DecodeFile(bundle.plane_specs, _limits(settings), identifiers, settings.exact),
         workers=settings.workers or os.cpu_count() or 1,
         timeout_s=settings.decode_timeout_s,
         memory_mib=settings.worker_memory_mib,

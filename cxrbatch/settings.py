@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     ignore_suffixes: list[str] = [".part", ".tmp", ".partial", ".filepart", ".crdownload"]
     quiet_s: float = Field(1.0, ge=0, le=3600)
     # Decoding, and what bad input may cost.
+    exact: bool = False
     workers: int = Field(0, ge=0, le=512)  # processes; 0: one a core
     decode_timeout_s: float = Field(30.0, gt=0, le=3600)
     worker_memory_mib: int = Field(4096, ge=512)

@@ -39,12 +39,13 @@ class DecodeFile:
     specs: tuple[PlaneSpec, ...]
     limits: Limits
     identifiers: Identifiers
+    exact: bool = False
 
     def __call__(self, file: FoundFile) -> DecodedImage:
         from cxrbatch.decode import decode_file
 
         crash_point("worker.given")
-        image = decode_file(file.path, file.size, file.mtime_ns, self.specs, self.limits, self.identifiers)
+        image = decode_file(file.path, file.size, file.mtime_ns, self.specs, self.limits, self.identifiers, self.exact)
         crash_point("worker.decoded")
         return image
 

@@ -22,6 +22,7 @@ from cxrbatch.nouns import PlaneSpec
 __all__ = ["FORMAT", "SHIPPED", "Bundle", "Ood", "Stage", "find_bundle", "load_bundle", "shipped_bundles"]
 
 FORMAT = 1
+_EXACT = " exact"
 SHIPPED = Path(__file__).parent
 
 
@@ -71,6 +72,10 @@ class Bundle:
     @property
     def disease(self) -> Stage:
         return next(stage for stage in self.stages if stage.role == "disease")
+
+    def key(self, exact: bool) -> str:
+        """What tells this cascade in the store from any other: the same pictures read `exact` are other numbers."""
+        return self.manifest_sha256 + _EXACT * exact
 
     @property
     def plane_specs(self) -> tuple[PlaneSpec, ...]:

@@ -12,6 +12,7 @@ from cxrbatch.cli.given import given
 __all__ = ["app"]
 
 app = typer.Typer()
+_EXACT = "Decode and window every pixel of large pictures."
 
 
 @app.command()
@@ -25,6 +26,7 @@ def scan(
     engine: Annotated[str | None, typer.Option(help="auto, torch or openvino")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in one pass of the networks.")] = None,
     workers: Annotated[int | None, typer.Option(help="Decode processes; 0 is one a core.")] = None,
+    exact: Annotated[bool | None, typer.Option("--exact/--no-exact", help=_EXACT)] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only names or paths like this glob (repeatable).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Not names or paths like this glob (repeatable).")] = None,
     reprocess: Annotated[
@@ -43,6 +45,7 @@ def scan(
         engine=engine,
         batch_size=batch_size,
         workers=workers,
+        exact=exact,
         include=include or None,
         exclude=exclude or None,
     )
@@ -70,12 +73,13 @@ def watch(
     cascade: Annotated[str | None, typer.Option(help="A shipped bundle's name, or a bundle's folder.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0,1")] = None,
     workers: Annotated[int | None, typer.Option(help="Decode processes; 0 is one a core.")] = None,
+    exact: Annotated[bool | None, typer.Option("--exact/--no-exact", help=_EXACT)] = None,
 ) -> None:
     """The daemon: every file that comes to stand still becomes one row, through crashes and dropped shares."""
     from cxrbatch.ops.watch import run_watch
 
     flags = {"quiet_s": quiet_s, "rescan_s": rescan_s, "poll": poll, "listen": listen}
-    flags |= {"cascade": cascade, "device": device, "workers": workers}
+    flags |= {"cascade": cascade, "device": device, "workers": workers, "exact": exact}
     code = run_watch(lambda: given.settings(**flags), folders, once=once, verbose=given.verbose)
     raise typer.Exit(code)
 

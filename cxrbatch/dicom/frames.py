@@ -59,16 +59,22 @@ class FirstFrame:
     samples: NDArray[Any]
     decoder: str
     suspect: bool
+    shrunk: int = 1  # pixels of the frame along a side of one of `samples`
 
 
 class _Trace(local):
-    """What the plug-in has to tell beyond the bytes that pydicom takes from it."""
+    """What the plug-in is told, and has to tell, beyond the bytes that pydicom takes from it."""
 
+    most: int = 1
     output: CodecOutput | None = None
     problem: Rejected | None = None
 
 
 _trace = _Trace()
+
+
+class _Smaller(Exception):
+    """The way out of pydicom, which knows whole frames only, with a smaller one in `_trace`."""
 
 
 def is_available(uid: str) -> bool:
@@ -87,23 +93,32 @@ def decoder_table() -> list[tuple[str, str | None]]:
     ]
 
 
-def decode_first_frame(dataset: Dataset, syntax: UID) -> FirstFrame:
+def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFrame:
     """Decode frame 0. The dataset's rows x columns have been checked against the limits before.
+
+    Where the codec can, the picture comes smaller by a factor of `most` or less.
 
     Raises Rejected: UNSUPPORTED_TRANSFER_SYNTAX, UNSUPPORTED_PIXELS, TRUNCATED, CORRUPT_PIXELS.
     """
     syntax = _true_syntax(dataset, syntax)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
-    _trace.output = _trace.problem = None
+    _trace.most, _trace.output, _trace.problem = most, None, None
     plugin = _PLUGIN if syntax in DECODER_DEPENDENCIES else ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            samples, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin)
+            # Uncompressed grey pixels stay where they are, and what lies above their stored bits is seen to here.
+            raw: Any = {"view_only": True, "correct_unused_bits": bool(plugin)}
+            samples, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **raw)
+            if not plugin:
+                samples = _stored_bits(samples, dataset)
         except MemoryError:
             raise
         except Exception as error:
+            smaller = _trace.output
+            if smaller is not None and smaller.shrunk > 1:
+                return FirstFrame(smaller.samples, smaller.decoder, smaller.suspect, smaller.shrunk)
             raise (_trace.problem or _explain(error)) from error
     native = f"pydicom {pydicom.__version__}"
     if _trace.output is None:
@@ -124,16 +139,21 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
 
 
 def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
+    most = _trace.most if runner.photometric_interpretation in ("MONOCHROME1", "MONOCHROME2") else 1
     if src.startswith(b"\xff\xd8"):
         header = jpeg_header(src)
         _require_size(runner, header.rows, header.columns, header.components)
-        output = decode_jpeg(src, header)
+        output = decode_jpeg(src, header, most)
+        if not _can_leave(output, runner):
+            output = decode_jpeg(src, header)
         if header.adobe_transform == 1 and runner.photometric_interpretation == "RGB":
             runner.set_option("photometric_interpretation", "YBR_FULL")
     elif src.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")):
         size = j2k_header(j2k_codestream(src))
         _require_size(runner, size.rows, size.columns, size.components)
-        output, _ = decode_j2k(src)
+        output = decode_j2k(src, most)
+        if not _can_leave(output, runner):
+            output = decode_j2k(src)
         if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
             runner.set_option("photometric_interpretation", "RGB")
     elif runner.transfer_syntax == RLELossless:
@@ -145,6 +165,8 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     else:
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The pixel data are not in a compressed format that is known.")
     _trace.output = output
+    if output.shrunk > 1:
+        raise _Smaller
     samples = output.samples
     wanted = (runner.rows, runner.columns, runner.samples_per_pixel)
     if samples.shape != wanted and (*samples.shape, 1) != wanted:
@@ -152,6 +174,15 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     runner.set_option("planar_configuration", 0)
     runner.set_option("bits_allocated", samples.dtype.itemsize * 8)
     return samples.tobytes()
+
+
+def _can_leave(output: CodecOutput, runner: DecodeRunner) -> bool:
+    """Whether a smaller picture needs none of pydicom's corrections: the header's sign, no bits but the stored ones."""
+    if output.shrunk == 1:
+        return True
+    signed, samples = runner.pixel_representation == 1, output.samples
+    top = 1 << runner.bits_stored - signed
+    return (samples.dtype.kind == "i") == signed and samples.max() < top and samples.min() >= (-top if signed else 0)
 
 
 def _require_size(runner: DecodeRunner, rows: int, columns: int, components: int) -> None:
@@ -181,6 +212,19 @@ def _true_syntax(dataset: Dataset, declared: UID) -> UID:
         if frame.startswith(b"\xff\x4f"):
             return JPEG2000
     raise Rejected(ReasonCode.UNSUPPORTED_TRANSFER_SYNTAX, f"Transfer syntax {str(declared)[:64]} is not read.")
+
+
+def _stored_bits(samples: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    """Samples with the bits above BitsStored, where old overlays lie, cleared or made the sign."""
+    kind, bits = samples.dtype.kind, samples.dtype.itemsize * 8
+    stored = int(dataset.get("BitsStored") or bits)
+    if kind not in "iu" or not 0 < stored < bits or dataset.BitsAllocated == 1:
+        return samples
+    top = 1 << stored - (kind == "i")
+    if samples.max() < top and (kind == "u" or samples.min() >= -top):
+        return samples
+    spare = bits - stored
+    return (samples << spare) >> spare
 
 
 def _has_excess(dataset: Dataset, frame_bytes: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,21 @@ from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.formats.limits import Limits
 from cxrbatch.formats.stored import StoredPicture, require_size
 from cxrbatch.greyscale import GreyScale, LookUpTable, Window
-from cxrbatch.nouns import ImageFacts
+from cxrbatch.normalize import shrink_factor
+from cxrbatch.nouns import ImageFacts, PlaneSpec
 
 __all__ = ["read_dicom_picture"]
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
-def read_dicom_picture(data: bytes, limits: Limits, identifiers: Identifiers) -> StoredPicture:
-    """Read, check, decode. Raises Rejected (see dicom.read and dicom.frames; TOO_MANY_PIXELS, TOO_SMALL)."""
+def read_dicom_picture(
+    data: bytes, limits: Limits, identifiers: Identifiers, specs: Sequence[PlaneSpec] = ()
+) -> StoredPicture:
+    """Read, check, decode; smaller where the codec can and `specs` allow it (see `normalize.shrink_factor`).
+
+    Raises Rejected (see dicom.read and dicom.frames; TOO_MANY_PIXELS, TOO_SMALL).
+    """
     dataset, syntax = read_dicom(data, limits)
     rows, columns = (_positive(dataset, keyword) for keyword in ("Rows", "Columns"))
     require_size(rows, columns, limits)
@@ -37,7 +43,7 @@ def read_dicom_picture(data: bytes, limits: Limits, identifiers: Identifiers) ->
     elif PIXEL_KEYWORDS[2] in dataset:
         bits_stored = 64
     little_endian = syntax.is_little_endian
-    frame = decode_first_frame(dataset, syntax)
+    frame = decode_first_frame(dataset, syntax, shrink_factor(rows, columns, specs))
     photometric = text(dataset, "PhotometricInterpretation")
     samples, scale = _seen(frame, dataset, photometric, bits_stored, bool(little_endian))
     flags = (["multi_frame"] if frames > 1 else []) + (["decoder_warning"] if frame.suspect else [])
@@ -52,7 +58,7 @@ def read_dicom_picture(data: bytes, limits: Limits, identifiers: Identifiers) ->
         quality_flags=tuple(flags),
         **describe(dataset, syntax, identifiers),  # type: ignore[arg-type]
     )
-    return StoredPicture(samples, scale, facts)
+    return StoredPicture(samples, scale, facts, frame.shrunk)
 
 
 def _seen(

@@ -5,15 +5,19 @@ Used for DICOM frames and for JPEG files alike. No colour conversion happens her
 
 from __future__ import annotations
 
+import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import imagecodecs
 import numpy as np
+import PIL
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.formats.codestream import (
@@ -24,9 +28,10 @@ from cxrbatch.formats.codestream import (
     require_whole_j2k,
 )
 
-__all__ = ["SIMPLEJPEG", "CodecOutput", "decode_j2k", "decode_jpeg", "decode_rle", "strict_jpeg8"]
+__all__ = ["SIMPLEJPEG", "CodecOutput", "decode_j2k", "decode_jpeg", "decode_rle", "jpeg_shrink", "strict_jpeg8"]
 
 _IMAGECODECS = f"imagecodecs {imagecodecs.__version__}"
+_PILLOW = f"pillow {PIL.__version__}"
 SIMPLEJPEG = f"simplejpeg {simplejpeg.__version__}"
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker")
 _HARMLESS_EXTRANEOUS_BYTES = 2
@@ -39,11 +44,13 @@ class CodecOutput:
     samples: NDArray[Any]
     decoder: str
     suspect: bool = False  # decoded, but with a warning that is often harmless, or unverified
+    shrunk: int = 1  # pixels of the stream along a side of one of `samples`: 1, or a power of two
 
 
-def decode_jpeg(data: bytes, header: JpegHeader) -> CodecOutput:
+def decode_jpeg(data: bytes, header: JpegHeader, most: int = 1) -> CodecOutput:
     """Decode a JPEG or JPEG-LS stream of 1 or 3 components, components as they are coded.
 
+    8-bit grey is given smaller by a power of two of `most` or less.
     Raises Rejected: TRUNCATED, CORRUPT_PIXELS, UNSUPPORTED_PIXELS.
     """
     if header.components not in (1, 3) or header.rows == 0 or header.columns == 0:
@@ -56,9 +63,10 @@ def decode_jpeg(data: bytes, header: JpegHeader) -> CodecOutput:
         return CodecOutput(_run(imagecodecs.jpegls_decode, data), f"{_IMAGECODECS} jpegls")
     suspect = False
     if header.precision == 8:
-        grey, suspect = strict_jpeg8(data, "GRAY" if header.components == 1 else "RGB", header)
+        shrunk = jpeg_shrink(header, most)
+        grey, suspect = strict_jpeg8(data, "GRAY" if header.components == 1 else "RGB", header, shrunk)
         if header.components == 1 and grey is not None:
-            return CodecOutput(grey, SIMPLEJPEG, suspect)
+            return CodecOutput(grey, SIMPLEJPEG, suspect, shrunk)
     else:
         require_end_marker(data)
     space = {1: "GRAYSCALE", 3: "YCBCR"}[header.components]
@@ -66,14 +74,20 @@ def decode_jpeg(data: bytes, header: JpegHeader) -> CodecOutput:
     return CodecOutput(samples, f"{_IMAGECODECS} jpeg8", suspect)
 
 
-def strict_jpeg8(data: bytes, space: str, header: JpegHeader) -> tuple[NDArray[np.uint8] | None, bool]:
-    """Decode 8-bit JPEG and treat the library's warnings as what they are.
+def jpeg_shrink(header: JpegHeader, most: int) -> int:
+    """The power of two, up to `most`, by which the decoder can shrink; it reads every coefficient all the same."""
+    return 1 if header.process == 0xC3 else min(8, 1 << most.bit_length() - 1)
+
+
+def strict_jpeg8(data: bytes, space: str, header: JpegHeader, shrunk: int = 1) -> tuple[NDArray[np.uint8] | None, bool]:
+    """Decode 8-bit JPEG, smaller by `shrunk` (1, 2, 4, 8), and treat the library's warnings as what they are.
 
     Returns (samples or None where this decoder knows no such layout, suspect).
     Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
     """
+    size = {"min_height": -(-header.rows // shrunk), "min_width": -(-header.columns // shrunk)} if shrunk > 1 else {}
     try:
-        samples = simplejpeg.decode_jpeg(data, space, strict=True)
+        samples = simplejpeg.decode_jpeg(data, space, strict=True, **size)
         return samples[..., 0] if space == "GRAY" else samples, False
     except ValueError as error:
         message = str(error)
@@ -86,21 +100,51 @@ def strict_jpeg8(data: bytes, space: str, header: JpegHeader) -> tuple[NDArray[n
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The JPEG stream is damaged.")
     require_end_marker(data)
     try:
-        samples = simplejpeg.decode_jpeg(data, space, strict=False)
+        samples = simplejpeg.decode_jpeg(data, space, strict=False, **size)
     except ValueError:
         return None, True
     return samples[..., 0] if space == "GRAY" else samples, True
 
 
-def decode_j2k(data: bytes) -> tuple[CodecOutput, J2kHeader]:
+def decode_j2k(data: bytes, most: int = 1) -> CodecOutput:
     """Decode a JPEG 2000 or HTJ2K stream; OpenJPEG reads both and, unlike OpenJPH, reports damage.
 
+    Grey is given smaller by a power of two of `most` or less, where the stream has that resolution.
     A colour transform inside the codestream is undone. Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
     """
     codestream = j2k_codestream(data)
     header = j2k_header(codestream)
-    require_whole_j2k(codestream)
-    return CodecOutput(_run(imagecodecs.jpeg2k_decode, codestream), f"{_IMAGECODECS} jpeg2k"), header
+    end = require_whole_j2k(codestream)
+    steps = min(most.bit_length() - 1, header.reductions)
+    if steps:
+        with suppress(Exception):  # the whole picture decides what is damage
+            return CodecOutput(_reduced_j2k(codestream[:end], header, steps), f"{_PILLOW} jpeg2k", shrunk=1 << steps)
+    return CodecOutput(_run(imagecodecs.jpeg2k_decode, codestream), f"{_IMAGECODECS} jpeg2k")
+
+
+def _reduced_j2k(codestream: bytes, header: J2kHeader, steps: int) -> NDArray[Any]:
+    """A grey picture at 1 / 2**steps, by Pillow, which asks OpenJPEG for it.
+
+    The low-pass samples of the transform lie on every second pixel (T.800 F.3), not between two as a mean does: they
+    are moved there by interpolation, so that all formats agree on where things are.
+    """
+    rows, columns = (-(-side >> steps) for side in (header.rows, header.columns))
+    with Image.open(io.BytesIO(codestream), formats=("JPEG2000",)) as image:
+        image.reduce = steps  # type: ignore[method-assign,assignment]
+        image._size = (columns << steps, rows << steps)  # Pillow rounds to the nearest size, OpenJPEG up
+        image.load()
+        low = np.asarray(image)
+    if low.shape != (rows, columns) or low.dtype.kind != "u":
+        raise ValueError("another size or layout than asked for")
+    samples = (low >> (low.dtype.itemsize * 8 - header.precision)).astype(np.int32)  # Pillow fills 8 or 16 bits
+    if header.is_signed:
+        samples -= 1 << header.precision - 1
+    part = ((1 << steps) - 1, 1 << steps + 1)  # of a sample to the right and down: 1/4, 3/8, 7/16, ...
+    for axis in (0, 1):
+        after = np.concatenate([samples, samples.take([-1], axis)], axis)
+        samples += np.diff(after, axis=axis) * part[0] // part[1]
+    kind = ("i" if header.is_signed else "u") + str(low.dtype.itemsize)
+    return samples.astype(kind)
 
 
 def decode_rle(data: bytes, pixels: int, samples_per_pixel: int, bytes_per_sample: int) -> tuple[bytes, bool]:

@@ -42,6 +42,7 @@ class J2kHeader:
     components: int
     precision: int  # bits, of the first component
     is_signed: bool
+    reductions: int  # how often its sides can be halved without decoding the whole: 0 for what is not plainly grey
 
 
 def jpeg_header(data: bytes) -> JpegHeader:
@@ -91,11 +92,29 @@ def j2k_header(codestream: bytes) -> J2kHeader:
     right, bottom, left, top = struct.unpack_from(">4I", codestream, 8)
     (components,) = struct.unpack_from(">H", codestream, 40)
     depth = codestream[42]
-    return J2kHeader(bottom - top, right - left, components, (depth & 0x7F) + 1, bool(depth & 0x80))
+    precision = (depth & 0x7F) + 1
+    plain = components == 1 and precision <= 16 and (left, top) == (0, 0)
+    reductions = _decompositions(codestream) if plain else 0
+    return J2kHeader(bottom - top, right - left, components, precision, bool(depth & 0x80), reductions)
 
 
-def require_whole_j2k(codestream: bytes) -> None:
-    """Walk the marker segments and tile parts. Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
+def _decompositions(codestream: bytes) -> int:
+    """The decomposition levels that the main header's COD segment names (T.800 A.6.1)."""
+    position = 2
+    while position + 10 <= len(codestream):
+        marker, length = struct.unpack_from(">HH", codestream, position)
+        if marker == 0xFF52:
+            return min(codestream[position + 9], 32)
+        if marker < 0xFF00 or marker == 0xFF90:
+            break
+        position += 2 + length
+    return 0
+
+
+def require_whole_j2k(codestream: bytes) -> int:
+    """Walk the marker segments and tile parts; returns where the end marker ends.
+
+    Raises Rejected: TRUNCATED, CORRUPT_PIXELS.
 
     The last tile part may have length 0 ("up to the end of codestream"); then only the end marker tells.
     """
@@ -103,11 +122,11 @@ def require_whole_j2k(codestream: bytes) -> None:
     while True:
         if position + 4 > len(codestream):
             if codestream[position : position + 2] == b"\xff\xd9":
-                return
+                return position + 2
             raise Rejected(ReasonCode.TRUNCATED, "The JPEG 2000 codestream ends before its end marker.")
         marker, length = struct.unpack_from(">HH", codestream, position)
         if marker == 0xFFD9:
-            return
+            return position + 2
         if marker < 0xFF00:
             raise Rejected(ReasonCode.CORRUPT_PIXELS, "The JPEG 2000 codestream has no marker where one must be.")
         if marker != 0xFF90:
@@ -118,7 +137,7 @@ def require_whole_j2k(codestream: bytes) -> None:
         (tile_part_length,) = struct.unpack_from(">I", codestream, position + 6)
         if tile_part_length == 0:
             if b"\xff\xd9" in codestream[-4:]:
-                return
+                return codestream.rindex(b"\xff\xd9") + 2
             raise Rejected(ReasonCode.TRUNCATED, "The JPEG 2000 codestream ends before its end marker.")
         if tile_part_length < 14:
             raise Rejected(ReasonCode.CORRUPT_PIXELS, "A JPEG 2000 tile part has an impossible length.")

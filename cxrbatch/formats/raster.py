@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import imagecodecs
@@ -14,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cxrbatch.errors import ReasonCode, Rejected
-from cxrbatch.formats.codecs import SIMPLEJPEG, decode_jpeg, strict_jpeg8
+from cxrbatch.formats.codecs import SIMPLEJPEG, decode_jpeg, jpeg_shrink, strict_jpeg8
 from cxrbatch.formats.codestream import jpeg_header
 from cxrbatch.formats.limits import Limits
 from cxrbatch.formats.stored import StoredPicture, require_size
 from cxrbatch.greyscale import GreyScale
-from cxrbatch.nouns import ImageFacts
+from cxrbatch.normalize import shrink_factor
+from cxrbatch.nouns import ImageFacts, PlaneSpec
 
 __all__ = ["flatten_alpha", "read_jpeg", "read_png", "upright"]
 
@@ -55,34 +58,39 @@ def read_png(data: bytes, limits: Limits) -> StoredPicture:
     return _picture("png", samples, orientation, depth, flags, names.get(colour_type, ""), decoder)
 
 
-def read_jpeg(data: bytes, limits: Limits) -> StoredPicture:
+def read_jpeg(data: bytes, limits: Limits, specs: Sequence[PlaneSpec] = ()) -> StoredPicture:
     """JPEG: baseline, extended, progressive, lossless, LS; grey, colour, CMYK; EXIF orientation applied.
 
+    A smaller picture where the codec can and `specs` allow it: see `normalize.shrink_factor`.
     Raises Rejected: TRUNCATED, CORRUPT_PIXELS, UNSUPPORTED_PIXELS, TOO_MANY_PIXELS, TOO_SMALL.
     """
     header = jpeg_header(data)
     require_size(header.rows, header.columns, limits)
+    orientation = _exif_orientation(data)
+    most = 1 if orientation in range(2, 9) else shrink_factor(header.rows, header.columns, specs)
+    shrunk = 1
     flags: list[str] = []
     photometric = {1: "MONOCHROME2", 3: "YBR_FULL"}.get(header.components, "CMYK")
     if header.components == 4 and header.precision == 8:
         _, suspect = strict_jpeg8(data, "CMYK", header)
-        samples, _, orientation = _by_pillow(data, "JPEG")
+        samples, _, _ = _by_pillow(data, "JPEG")
         decoder = _PILLOW
     elif header.components == 3 and header.precision == 8 and header.process != 0xF7:
-        colour, suspect = strict_jpeg8(data, "RGB", header)
+        shrunk = jpeg_shrink(header, most)
+        colour, suspect = strict_jpeg8(data, "RGB", header, shrunk)
         if colour is not None:
             samples, decoder = colour, SIMPLEJPEG
         else:
             samples, _, _ = _by_pillow(data, "JPEG")
-            decoder = _PILLOW
-        orientation = _exif_orientation(data)
+            decoder, shrunk = _PILLOW, 1
     else:
-        output = decode_jpeg(data, header)
-        samples, decoder, suspect = output.samples, output.decoder, output.suspect
-        orientation = _exif_orientation(data)
+        output = decode_jpeg(data, header, most)
+        samples, decoder, suspect, shrunk = output.samples, output.decoder, output.suspect, output.shrunk
     if suspect:
         flags.append("decoder_warning")
-    return _picture("jpeg", samples, orientation, header.precision, flags, photometric, decoder)
+    picture = _picture("jpeg", samples, orientation, header.precision, flags, photometric, decoder)
+    whole = replace(picture.facts, rows=header.rows, columns=header.columns)
+    return replace(picture, facts=whole, shrunk=shrunk)
 
 
 def upright(samples: NDArray[Any], orientation: int) -> NDArray[Any]:

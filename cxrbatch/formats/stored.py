@@ -22,6 +22,13 @@ class StoredPicture:
     samples: NDArray[Any]  # (rows, columns), or (rows, columns, 3) uint8 or uint16 RGB
     scale: GreyScale
     facts: ImageFacts  # grey_path and inverted still empty
+    shrunk: int = 1  # pixels of the file along a side of one of `samples`, where the codec gave a smaller picture
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns in full, upright. What has to be turned is never shrunk before."""
+        rows, columns = self.samples.shape[:2]
+        return (rows, columns) if self.shrunk == 1 else (self.facts.rows, self.facts.columns)
 
 
 def require_size(rows: int, columns: int, limits: Limits) -> None:

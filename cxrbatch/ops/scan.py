@@ -69,7 +69,7 @@ def run_scan(
     with nullcontext() if dry_run else only_writer(settings.db), Store.open(settings.db) as store:
         wanted = wanted_of(settings, store, [path for _, path in exports.targets() if path != "-"])
         if dry_run:
-            return _say_what_would_be_read(roots, wanted, store, bundle, reprocess)
+            return _say_what_would_be_read(roots, wanted, store, bundle.key(settings.exact), reprocess)
         on_screen = Console(stderr=True, quiet=quiet)
         for warning in store.warnings:
             on_screen.print(f"[yellow]{warning}[/yellow]", highlight=False)
@@ -81,7 +81,7 @@ def run_scan(
             runs.append(
                 store.begin_run(
                     json.dumps({k: without_password(str(v)) for k, v in settings.model_dump().items()}),
-                    identity_of(bundle),
+                    identity_of(bundle, settings.exact),
                     device=engine.device if engine else "",
                     engine=described,
                     host=socket.gethostname(),
@@ -127,11 +127,11 @@ def run_scan(
     return ExitCode.SOME_REJECTED if summary.rejected else ExitCode.OK
 
 
-def identity_of(bundle: Bundle) -> CascadeIdentity:
+def identity_of(bundle: Bundle, exact: bool) -> CascadeIdentity:
     return CascadeIdentity(
         bundle.name,
-        bundle.version,
-        bundle.manifest_sha256,
+        f"{bundle.version} exact" if exact else bundle.version,
+        bundle.key(exact),
         json.dumps(bundle.manifest),
         tuple(stage.role for stage in bundle.stages),
         tuple(stage.sha256 for stage in bundle.stages),
@@ -161,10 +161,10 @@ def _counter(roots: Sequence[str], wanted: Wanted) -> Callable[[threading.Event]
 
 
 def _say_what_would_be_read(
-    roots: Sequence[str], wanted: Wanted, store: Store, bundle: Bundle, reprocess: Reprocess
+    roots: Sequence[str], wanted: Wanted, store: Store, cascade_key: str, reprocess: Reprocess
 ) -> ExitCode:
     counts = ScanCounts()
-    cascade_id = store.cascade_id_of(bundle.manifest_sha256) or 0  # 0: no cascade, nothing of it is known
+    cascade_id = store.cascade_id_of(cascade_key) or 0  # 0: no cascade, nothing of it is known
     found = discover(roots, wanted)
     changed = sum(1 for _ in find_changed(found, store, cascade_id, reprocess, counts, look_only=True))
     print(f"{changed:,} file(s) would be read; {counts.unchanged:,} are unchanged since last time.")

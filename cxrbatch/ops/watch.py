@@ -151,7 +151,7 @@ def _begin(life: _Watch, store: Store) -> Work:
     settings = life.settings
     run = store.begin_run(
         json.dumps({name: without_password(str(value)) for name, value in settings.model_dump().items()}),
-        identity_of(life.bundle),
+        identity_of(life.bundle, settings.exact),
         device=settings.device,
         engine=f"{settings.engine}; Python {platform.python_version()}",
         host=socket.gethostname(),

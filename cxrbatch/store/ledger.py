@@ -35,7 +35,7 @@ class CascadeIdentity:
 
     name: str
     version: str
-    manifest_sha256: str
+    manifest_sha256: str  # followed by " exact" where the setting was on: see Bundle.key
     manifest_json: str
     stages: tuple[str, ...]  # roles, in order: ("gate", "disease")
     weights_sha256: tuple[str, ...]  # one a stage

@@ -71,7 +71,8 @@ metadata = sa.MetaData(
     }
 )
 
-#: A cascade (one bundle: its gate and its disease model). What made a number is the manifest's sha256.
+#: A cascade (one bundle: its gate and its disease model). What made a number is the manifest's sha256,
+#: with " exact" behind it (and behind the version) where every picture was decoded in full.
 models = sa.Table(
     "models",
     metadata,

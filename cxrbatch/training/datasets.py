@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.decode import read_grey
+from cxrbatch.decode import Identifiers, Limits, decode_bytes, read_grey
 from cxrbatch.errors import Fatal, Rejected
 from cxrbatch.normalize import fit_plane
 from cxrbatch.nouns import PlaneSpec
@@ -32,6 +32,7 @@ __all__ = [
     "grouped_split",
     "label_matches",
     "read_film",
+    "read_planes",
     "shrink",
     "split_films",
 ]
@@ -139,6 +140,11 @@ def _manifest(data: Path) -> dict[str, tuple[str, str]]:
 def read_film(path: Path) -> NDArray[np.uint8]:
     """The whole grey picture (rows, columns) uint8, by the project's pixel policy. Raises Rejected, OSError."""
     return read_grey(path.read_bytes())[0]
+
+
+def read_planes(path: Path, specs: Sequence[PlaneSpec]) -> dict[PlaneSpec, NDArray[np.uint8]]:
+    """The planes that `cxrbatch scan` would give the networks, each (size, size) uint8. Raises Rejected, OSError."""
+    return decode_bytes(path.read_bytes(), tuple(specs), Limits(), Identifiers(mode="drop")).planes
 
 
 def shrink(grey: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:

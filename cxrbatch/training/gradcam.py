@@ -20,8 +20,7 @@ from torch.nn import functional
 from cxrbatch.bundles import Stage, load_bundle
 from cxrbatch.engines.networks import FeatureNetwork, build_network, load_state
 from cxrbatch.errors import Fatal, Rejected
-from cxrbatch.normalize import fit_plane
-from cxrbatch.training.datasets import read_film
+from cxrbatch.training.datasets import read_planes
 from cxrbatch.training.scores import probabilities_of
 
 __all__ = ["explain", "grad_cam", "load_network", "network_input"]
@@ -62,9 +61,10 @@ def explain(file: Path, bundle: Path, out: Path) -> None:
 
     Raises Fatal when the film or the bundle can't be read.
     """
-    stage = load_bundle(bundle).disease
+    loaded = load_bundle(bundle)
+    stage = loaded.disease
     try:
-        plane = fit_plane(read_film(file), stage.plane)
+        plane = read_planes(file, loaded.plane_specs)[stage.plane]
     except (Rejected, OSError) as error:
         raise Fatal(f"{file} can't be explained: {error}") from None
     net = load_network(stage)

@@ -12,8 +12,8 @@ from cxrbatch.bundles import Bundle, Stage
 from cxrbatch.cascade import ood_scores
 from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import Rejected
-from cxrbatch.normalize import fit_plane
-from cxrbatch.training.datasets import Film, label_matches, read_film
+from cxrbatch.nouns import PlaneSpec
+from cxrbatch.training.datasets import Film, label_matches, read_planes
 
 __all__ = ["Scores", "probabilities_of", "score_films", "targets_of"]
 
@@ -77,7 +77,7 @@ def score_films(bundle: Bundle, films: Sequence[Film], engine: Engine) -> Scores
         pictures = []
         for film in films[start : start + _BATCH]:
             try:
-                pictures.append(read_film(film.path))
+                pictures.append(read_planes(film.path, bundle.plane_specs))
             except (Rejected, OSError) as error:
                 unreadable.append((film, str(error)))
             else:
@@ -108,8 +108,8 @@ def score_films(bundle: Bundle, films: Sequence[Film], engine: Engine) -> Scores
     )
 
 
-def _planes(pictures: Sequence[NDArray[np.uint8]], stage: Stage) -> NDArray[np.uint8]:
-    return np.stack([fit_plane(picture, stage.plane) for picture in pictures])
+def _planes(pictures: Sequence[dict[PlaneSpec, NDArray[np.uint8]]], stage: Stage) -> NDArray[np.uint8]:
+    return np.stack([planes[stage.plane] for planes in pictures])
 
 
 def _nothing(unreadable: list[tuple[Film, str]], classes: int, gated: bool, with_ood: bool) -> Scores:
