@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_TEST := .venv-test
 VENV_DEMO := .venv
 
-.PHONY: help test demo crash fuzz soak lint clean
+.PHONY: help test demo crash fuzz soak flips lint clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ fuzz: ## 20,000 mutated and hostile files
 
 soak: ## long and large runs
 	CXRBATCH_SOAK_N=100000 $(VENV_TEST)/bin/pytest -m soak --timeout 14400
+
+flips: ## what cheap decode changes, on ../shared (about ten minutes)
+	$(VENV_TEST)/bin/python -m bench.flips
 
 clean: ## forget the virtual environments and the demo
 	rm -rf $(VENV_TEST) $(VENV_DEMO) demo
