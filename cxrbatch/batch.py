@@ -19,7 +19,8 @@ def in_batches(
     """Group `outcomes` into lists that hold `size` decoded images, or whatever came within `age_s`.
 
     Rejected files ride along without taking a seat (at most 64 seats' worth, so that a folder of junk is recorded
-    as it goes). A None is a tick of the clock: it lets a batch that has grown old leave.
+    as it goes). A None is a tick of the clock: it lets a batch that has grown old leave, and where there is none it
+    goes on down the road as an empty list.
     """
     batch: list[Outcome] = []
     seats = 0
@@ -33,5 +34,7 @@ def in_batches(
         if batch and (seats >= size or len(batch) >= 64 * size or clock() - oldest >= age_s):
             yield batch
             batch, seats = [], 0
+        elif outcome is None:
+            yield []
     if batch:
         yield batch

@@ -6,8 +6,9 @@
 which writes what is new and whole into the ledger, and the road begins with what was claimed from it.
 
 Each stage is a generator that pulls from the one before it, so nothing piles up anywhere: when the store is slow,
-the folder is read slowly. `ahead` lets decoding (in its own processes) run while the networks do. To add a stage,
-write a generator over batches of Outcomes and put it in its place in `scan` below.
+the folder is read slowly. `ahead` lets decoding (in its own processes) run while the networks do, and the networks
+while rows are written. To add a stage, write a generator over batches of Outcomes (an empty one is a tick of the
+clock: pass it on) and put it in its place in `scan` below.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from cxrbatch.workers import DecodeFile, decode_all
 __all__ = ["ScanCounts", "find_changed", "scan", "stopping", "walk", "watch"]
 
 _LOOK_UP = 2_000  # files in one question to the store
+_SCORED_AHEAD = 4  # batches
+_REMEMBERED = 10_000  # contents: more than can be scored and not yet in the store
 
 
 @dataclass(slots=True)
@@ -98,9 +101,7 @@ def scan(
         batches = in_batches(decoded_ahead, settings.batch_size, settings.batch_age_s)
         scored = score(batches, Cascade(bundle, engine), store, run.cascade_id, reprocess, patience)
         commit = partial(store.record, run.run_id, run.cascade_id, replace=reprocess == "all")
-        for batch in record(scored, commit, patience):
-            _count(batch, counts)
-            progress(counts)
+        _record_all(scored, commit, settings, patience, counts, progress)
 
 
 def watch(
@@ -124,8 +125,22 @@ def watch(
         engine = start()  # while the decoders start too
         batches = in_batches(_beating(decoded_ahead, patience.beat), settings.batch_size, settings.batch_age_s)
         scored = score(batches, Cascade(bundle, engine), work.store, work.run.cascade_id, "none", patience)
-        for batch in record(scored, work.record, patience):
-            _count(batch, counts)
+        _record_all(scored, work.record, settings, patience, counts, progress)
+
+
+def _record_all(
+    scored: Iterator[list[Outcome]],
+    commit: Callable[[list[Outcome]], object],
+    settings: Settings,
+    patience: Patience,
+    counts: ScanCounts,
+    progress: Callable[[ScanCounts], None],
+) -> None:
+    """The end of the road: rows are written while the next batches are scored."""
+    with closing(ahead(scored, _SCORED_AHEAD)) as scored_ahead:
+        groups = record(scored_ahead, commit, patience, full=settings.batch_size, age_s=settings.record_age_s)
+        for group in groups:
+            _count(group, counts)
             progress(counts)
 
 
@@ -177,14 +192,22 @@ def score(
     patience: Patience,
 ) -> Iterator[list[Outcome]]:
     """Give each decoded image its verdict. The same bytes are scored once, whatever they are called."""
+    scored: dict[str, None] = {}  # the last contents, oldest first: the store may not have them yet
     for batch in batches:
+        if not batch:
+            yield batch
+            continue
         first_of = {o.image.sha256: o.image for o in batch if o.image and not o.rejected}
         crash_point("road.batched")
         known: set[str] = set()
         if reprocess != "all":
-            known = patience(partial(store.verdicts_of, list(first_of), cascade_id))
+            known = first_of.keys() & scored.keys()
+            known |= patience(partial(store.verdicts_of, list(first_of.keys() - known), cascade_id))
         new = [image for sha256, image in first_of.items() if sha256 not in known]
         verdicts = dict(zip((image.sha256 for image in new), cascade.score(new), strict=True))
+        scored |= {sha256: None for sha256, answer in verdicts.items() if isinstance(answer, Verdict)}
+        for sha256 in list(itertools.islice(scored, max(0, len(scored) - _REMEMBERED))):
+            del scored[sha256]
         crash_point("road.scored")
         yield [_with_verdict(outcome, verdicts) for outcome in batch]
 
