@@ -25,7 +25,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLossl
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
 
-__all__ = ["KINDS", "Kind", "make_kind"]
+__all__ = ["KINDS", "Kind", "film_paths", "make_kind"]
 
 _PICTURES = 3  # distinct ones a kind
 _SHARED = Path("../shared/data")

@@ -32,6 +32,7 @@ class Cost:
     cpu_s: float  # user + system of the tree, by wait4: what was waited for
     rss_mib: float  # peak of the sum over the tree: pages that processes share count for each
     first_row_s: float | None
+    going: tuple[float, int] | None  # seconds and rows when it was well under way
     out: dict[str, Any]  # the last line of its stdout, as JSON
 
 
@@ -57,18 +58,19 @@ def run_tree(
     *,
     env: dict[str, str] | None = None,
     rows: Callable[[], int] | None = None,
+    under_way: int = 1,
     kill_after_s: float | None = None,
 ) -> Cost:
     """Run it in a process group of its own, to its end or to its kill -9. Its stderr goes to stderr.txt in `place`.
 
-    With `rows`, asks every 20 ms until there is one; the first is when it came.
+    With `rows`, asks for them every 20 ms until there are `under_way`.
     """
     with (place / "stdout.txt").open("w") as out, (place / "stderr.txt").open("w") as err:
         started = time.perf_counter()
         process = subprocess.Popen(
             command, cwd=place, stdout=out, stderr=err, env={**os.environ, **(env or {})}, start_new_session=True
         )
-        watcher = _Watcher(process.pid, started, rows)
+        watcher = _Watcher(process.pid, started, rows, under_way)
         watcher.start()
         if kill_after_s is not None:
             time.sleep(kill_after_s)
@@ -81,28 +83,37 @@ def run_tree(
     lines = (place / "stdout.txt").read_text().splitlines()
     told = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     cpu_s = usage.ru_utime + usage.ru_stime
-    return Cost(process.returncode, wall_s, cpu_s, watcher.rss / 2**20, watcher.first_row_s, told)
+    return Cost(process.returncode, wall_s, cpu_s, watcher.rss / 2**20, watcher.first_row_s, watcher.going, told)
 
 
 class _Watcher(threading.Thread):
     """Looks at the tree's memory every 0.1 s, and for its first row every 20 ms."""
 
-    def __init__(self, pid: int, started: float, rows: Callable[[], int] | None) -> None:
+    def __init__(self, pid: int, started: float, rows: Callable[[], int] | None, under_way: int) -> None:
         super().__init__(daemon=True)
         self.over = threading.Event()
         self.rss = 0
         self.first_row_s: float | None = None
+        self.going: tuple[float, int] | None = None
+        self._under_way = under_way
         self._root, self._since, self._rows = psutil.Process(pid), started, rows
 
     def run(self) -> None:
         look_at = 0.0
         while not self.over.wait(0.02):
             now = time.perf_counter()
-            if self._rows and self.first_row_s is None and self._rows():
-                self.first_row_s = time.perf_counter() - self._since
+            if self._rows and self.going is None:
+                self._look_at_rows(self._rows())
             if now >= look_at:
                 look_at = now + _SAMPLE_S
                 self.rss = max(self.rss, self._tree_rss())
+
+    def _look_at_rows(self, rows: int) -> None:
+        now_s = time.perf_counter() - self._since
+        if rows and self.first_row_s is None:
+            self.first_row_s = now_s
+        if rows >= self._under_way:
+            self.going = now_s, rows
 
     def _tree_rss(self) -> int:
         total = 0

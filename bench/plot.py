@@ -46,7 +46,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             values = [getattr(f, field) for _, f in there]
             bars = axes.bar(places, values, width * 0.92, color=colour, label=title)
             if subject == "scan" or field == "rate":
-                labels = [f"{v:.0f}" if v >= 10 else f"{v:.1f}" for v in values]
+                labels = [f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in values]
                 weight = "bold" if subject == "scan" else "normal"
                 axes.bar_label(bars, labels, padding=2, fontsize=8, fontweight=weight)
     for i, kind in enumerate(kinds):

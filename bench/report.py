@@ -87,13 +87,17 @@ def _cells(figure: Figure) -> list[str]:
         return "" if value is None else f"{value:.2f}" if figure.subject == "floor" else f"{value:.1f} ×"
 
     return [
-        f"{figure.rate:.1f}",
+        _rate(figure),
         times(figure.ratio),
         f"{figure.cpu_ms:.1f}",
         times(figure.cpu_ratio),
         "" if figure.rss_mib is None else f"{figure.rss_mib:,.0f}",
         "" if figure.agree is None else f"{figure.agree:.0%}",
     ]
+
+
+def _rate(figure: Figure) -> str:
+    return f"{figure.rate:.1f}" if figure.rate >= 1 else f"{figure.rate:.2g}"
 
 
 def _failed(rounds: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -138,7 +142,11 @@ def _markdown(found: dict[str, Any]) -> str:
     this = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in this["versions"].items())
     before, after = found["load"]
-    alone = "the machine was ours" if before < 0.7 else "**the machine had other work: trust the CPU columns**"
+    alone = (
+        "the machine was ours"
+        if before < 0.7
+        else "**the machine had other work: trust only the CPU of scan and floor**"
+    )
     lines = [
         f"{this['date']}: {this['cores']} cores, {this['cpu']}, {this['memory_gib']} GiB, Python {this['python']};",
         f"{versions}; {found['rounds']} round(s). Load average {before:.1f} before and {after:.1f} after: {alone}.",
@@ -155,7 +163,7 @@ def _markdown(found: dict[str, Any]) -> str:
         by_name = {figure.subject: figure for figure in figures}
         title = next(k.title for k in KINDS if k.name == kind)
         subjects = [by_name.get(name) for name in ("scan", "batch1", "loader", "process", "floor")]
-        rates = [f"{f.rate:.1f}" if f else "cannot" for f in subjects]
+        rates = [_rate(f) if f else "cannot" for f in subjects]
         ratios = [f"{f.ratio:.1f}" if f and f.ratio else "–" for f in subjects[1:4]]
         floor = by_name.get("floor")
         share = f"{floor.ratio:.0%}" if floor and floor.ratio else "–"

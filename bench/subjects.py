@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.inputs import Kind
+from bench.inputs import Kind, film_paths
 from bench.measure import Cost, committed, run_tree, scan_command
 from cxrbatch.store.migrate import upgrade
 
@@ -36,6 +36,15 @@ def _ours(libraries: str = "") -> dict[str, str]:
     return {"PYTHONPATH": ":".join(filter(None, (root, libraries, os.environ.get("PYTHONPATH"))))}
 
 
+@contextmanager
+def _first(folder: Path, files: int) -> Iterator[Path]:
+    """A folder with the first `files` films of another one, as hard links."""
+    with tempfile.TemporaryDirectory(prefix=".first", dir=folder.parent) as place:
+        for path in film_paths(folder, files):
+            os.link(path, Path(place) / Path(path).name)
+        yield Path(place)
+
+
 def _described(cost: Cost, files: int) -> dict[str, Any]:
     return {
         "files": files,
@@ -44,19 +53,20 @@ def _described(cost: Cost, files: int) -> dict[str, Any]:
         "cpu_s": cost.cpu_s,
         "rss_mib": cost.rss_mib,
         "first_row_s": cost.first_row_s,
+        "going": cost.going,
     }
 
 
 def run_scan(folder: Path, files: int) -> dict[str, Any]:
     """Our scan of the first `files` of a folder into a store that is there and empty, to the CSV."""
-    with _place() as place:
+    with _place() as place, _first(folder, files) as films:
         upgrade(f"sqlite:///{place}/scan.db")
-        command = scan_command(folder, place, "--limit", str(files))
-        cost = run_tree(command, place, rows=lambda: committed(place / "scan.db"))
+        command = scan_command(films, place)
+        cost = run_tree(command, place, rows=lambda: committed(place / "scan.db"), under_way=max(1, files // 4))
         if cost.code not in (0, 3):
             raise RuntimeError((place / "stderr.txt").read_text())
         with (place / "scan.csv").open(newline="") as file:
-            labels = {row["path"]: row["label"] for row in csv.DictReader(file)}
+            labels = {Path(row["path"]).name: row["label"] for row in csv.DictReader(file)}
     return _described(cost, files) | {"labels": labels}
 
 
@@ -69,7 +79,7 @@ def run_loop(loop: str, folder: Path, files: int, libraries: str) -> dict[str, A
         if cost.code != 0:
             return _described(cost, files) | {"failed": (place / "stderr.txt").read_text().strip().splitlines()[-1]}
         with out.open(newline="") as file:
-            labels = {row["path"]: row["label"] for row in csv.DictReader(file)}
+            labels = {Path(row["path"]).name: row["label"] for row in csv.DictReader(file)}
     return _described(cost, files) | {"labels": labels, "loop_s": cost.out["seconds"], "loop_cpu_s": cost.out["cpu_s"]}
 
 
@@ -85,8 +95,8 @@ def run_floor(folder: Path, files: int) -> dict[str, Any]:
 def kept_when_killed(kind: Kind, folder: Path, walls: dict[str, float], libraries: str) -> dict[str, int]:
     """The rows that each one leaves behind when its group gets kill -9 at half of its usual time."""
     kept = {}
-    with _place() as place:
-        command = scan_command(folder, place, "--limit", str(kind.files))
+    with _place() as place, _first(folder, kind.files) as films:
+        command = scan_command(films, place)
         run_tree(command, place, kill_after_s=walls["scan"] / 2)
         kept["scan"] = committed(place / "scan.db")
     for loop in LOOPS:

@@ -43,6 +43,7 @@ from cxrbatch.workers import DecodeFile, decode_all
 __all__ = ["ScanCounts", "find_changed", "scan", "stopping", "walk", "watch"]
 
 _LOOK_UP = 2_000  # files in one question to the store
+_DECODED_AHEAD = 32  # planes, should the settings not say how large a batch is
 _SCORED_AHEAD = 4  # batches
 _REMEMBERED = 10_000  # contents: more than can be scored and not yet in the store
 
@@ -96,12 +97,13 @@ def scan(
     wanted = itertools.takewhile(lambda _: not stop.is_set(), settled)
     decoded = _decoded(wanted, settings, bundle, identifiers)
     patience = Patience()
-    with closing(ahead(decoded, depth=2 * settings.batch_size)) as decoded_ahead:
+    with closing(ahead(decoded, depth=2 * settings.batch_size or _DECODED_AHEAD)) as decoded_ahead:
         engine, run = start()  # while the decoders are busy already
-        batches = in_batches(decoded_ahead, settings.batch_size, settings.batch_age_s)
+        size = settings.batch_size or engine.batch_size
+        batches = in_batches(decoded_ahead, size, settings.batch_age_s)
         scored = score(batches, Cascade(bundle, engine), store, run.cascade_id, reprocess, patience)
         commit = partial(store.record, run.run_id, run.cascade_id, replace=reprocess == "all")
-        _record_all(scored, commit, settings, patience, counts, progress)
+        _record_all(scored, commit, size, settings.record_age_s, patience, counts, progress)
 
 
 def watch(
@@ -121,25 +123,26 @@ def watch(
     Ends when `claimed` does, with everything in hand recorded. `patience.beat` is called all the while.
     """
     decoded = _decoded(claimed, settings, bundle, identifiers)
-    with closing(ahead(decoded, depth=2 * settings.batch_size)) as decoded_ahead:
+    with closing(ahead(decoded, depth=2 * settings.batch_size or _DECODED_AHEAD)) as decoded_ahead:
         engine = start()  # while the decoders start too
-        batches = in_batches(_beating(decoded_ahead, patience.beat), settings.batch_size, settings.batch_age_s)
+        size = settings.batch_size or engine.batch_size
+        batches = in_batches(_beating(decoded_ahead, patience.beat), size, settings.batch_age_s)
         scored = score(batches, Cascade(bundle, engine), work.store, work.run.cascade_id, "none", patience)
-        _record_all(scored, work.record, settings, patience, counts, progress)
+        _record_all(scored, work.record, size, settings.record_age_s, patience, counts, progress)
 
 
 def _record_all(
     scored: Iterator[list[Outcome]],
     commit: Callable[[list[Outcome]], object],
-    settings: Settings,
+    full: int,
+    age_s: float,
     patience: Patience,
     counts: ScanCounts,
     progress: Callable[[ScanCounts], None],
 ) -> None:
     """The end of the road: rows are written while the next batches are scored."""
     with closing(ahead(scored, _SCORED_AHEAD)) as scored_ahead:
-        groups = record(scored_ahead, commit, patience, full=settings.batch_size, age_s=settings.record_age_s)
-        for group in groups:
+        for group in record(scored_ahead, commit, patience, full=full, age_s=age_s):
             _count(group, counts)
             progress(counts)
 
