@@ -26,7 +26,7 @@ _LONG_KIND, _KILLED_KIND = "jpeg1024", "jpeg2000"
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Our scan beside the scripts that people write.")
     parser.add_argument("--quick", action="store_true", help="few files, one round: a minute or two")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--files", type=int, help="films a kind for the scan (the loops get the first fifth)")
     parser.add_argument("--kinds", default="", help=f"of {','.join(kind.name for kind in KINDS)}; all by default")
     parser.add_argument("--long", type=int, default=2_000, help="films of the long run")

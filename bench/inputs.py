@@ -43,13 +43,13 @@ class Kind:
 
 
 KINDS = (
-    Kind("jpeg1024", "JPEG 1024 px", ".jpg", 300, 60),
-    Kind("jpeg2000", "JPEG 2000 px", ".jpg", 200, 45),
-    Kind("png1024", "PNG 1024 px", ".png", 200, 60),
-    Kind("raw", "DICOM raw, 2048 x 2500, 16 bit", ".dcm", 100, 18),
-    Kind("jpegll", "DICOM JPEG lossless, the same", ".dcm", 100, 12),
-    Kind("j2k", "DICOM JPEG 2000 lossless, the same", ".dcm", 60, 9),
-    Kind("real", "films of ../shared/data", "", 300, 60),
+    Kind("jpeg1024", "JPEG 1024 px", ".jpg", 240, 30),
+    Kind("jpeg2000", "JPEG 2000 px", ".jpg", 160, 24),
+    Kind("png1024", "PNG 1024 px", ".png", 160, 30),
+    Kind("raw", "DICOM raw, 2048 x 2500, 16 bit", ".dcm", 80, 12),
+    Kind("jpegll", "DICOM JPEG lossless, the same", ".dcm", 80, 8),
+    Kind("j2k", "DICOM JPEG 2000 lossless, the same", ".dcm", 60, 6),
+    Kind("real", "films of ../shared/data", "", 240, 30),
 )
 
 

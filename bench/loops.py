@@ -35,13 +35,15 @@ Row = tuple[str, str, float]  # path, label, probability of being a chest film
 
 
 def read_film(path: str) -> NDArray[Any]:
-    """The whole film, grey, 0..255: the way of pydicom's documentation, window over all pixels."""
+    """The whole film, grey, 0..255: the way of pydicom's documentation, modality and VOI over all pixels."""
     if not path.endswith(".dcm"):
         return np.asarray(Image.open(path).convert("L"))
     dataset = pydicom.dcmread(path)
     pixels = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
-        pixels = pixels.max() - pixels
+        pixels = 2**dataset.BitsStored - 1 - pixels
+    if "WindowWidth" in dataset:
+        return (pixels * (255 / (2**dataset.BitsStored - 1))).astype(np.uint8)
     pixels -= pixels.min()
     return (pixels * (255 / max(float(pixels.max()), 1.0))).astype(np.uint8)
 

@@ -171,5 +171,6 @@ def _markdown(found: dict[str, Any]) -> str:
         costs = [f"{f.cpu_ms:.1f}" if f else "cannot" for f in subjects]
         agreed = [f"{f.agree:.0%}" if f and f.agree is not None else "–" for f in subjects[1:4]]
         cpu.append(f"| {title} | " + " | ".join([*costs, *agreed]) + " |")
+    picture = "![Films a second and CPU an image, each way](images/bench.png)"
     single = ["| one run | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in _single_figures(found))]
-    return "\n".join([*lines, "", *cpu, "", *single])
+    return "\n".join([*lines, "", picture, "", *cpu, "", *single])

@@ -45,7 +45,6 @@ __all__ = ["ScanCounts", "find_changed", "scan", "stopping", "walk", "watch"]
 _LOOK_UP = 2_000  # files in one question to the store
 _DECODED_AHEAD = 32  # planes, should the settings not say how large a batch is
 _SCORED_AHEAD = 4  # batches
-_REMEMBERED = 10_000  # contents: more than can be scored and not yet in the store
 
 
 @dataclass(slots=True)
@@ -101,9 +100,10 @@ def scan(
         engine, run = start()  # while the decoders are busy already
         size = settings.batch_size or engine.batch_size
         batches = in_batches(decoded_ahead, size, settings.batch_age_s)
-        scored = score(batches, Cascade(bundle, engine), store, run.cascade_id, reprocess, patience)
+        in_flight = set[str]()
+        scored = score(batches, Cascade(bundle, engine), store, run.cascade_id, reprocess, patience, in_flight)
         commit = partial(store.record, run.run_id, run.cascade_id, replace=reprocess == "all")
-        _record_all(scored, commit, size, settings.record_age_s, patience, counts, progress)
+        _record_all(scored, commit, size, settings.record_age_s, patience, in_flight, counts, progress)
 
 
 def watch(
@@ -127,8 +127,10 @@ def watch(
         engine = start()  # while the decoders start too
         size = settings.batch_size or engine.batch_size
         batches = in_batches(_beating(decoded_ahead, patience.beat), size, settings.batch_age_s)
-        scored = score(batches, Cascade(bundle, engine), work.store, work.run.cascade_id, "none", patience)
-        _record_all(scored, work.record, size, settings.record_age_s, patience, counts, progress)
+        in_flight = set[str]()
+        cascade = Cascade(bundle, engine)
+        scored = score(batches, cascade, work.store, work.run.cascade_id, "none", patience, in_flight)
+        _record_all(scored, work.record, size, settings.record_age_s, patience, in_flight, counts, progress)
 
 
 def _record_all(
@@ -137,12 +139,14 @@ def _record_all(
     full: int,
     age_s: float,
     patience: Patience,
+    in_flight: set[str],
     counts: ScanCounts,
     progress: Callable[[ScanCounts], None],
 ) -> None:
     """The end of the road: rows are written while the next batches are scored."""
     with closing(ahead(scored, _SCORED_AHEAD)) as scored_ahead:
         for group in record(scored_ahead, commit, patience, full=full, age_s=age_s):
+            in_flight.difference_update([outcome.image.sha256 for outcome in group if outcome.image])
             _count(group, counts)
             progress(counts)
 
@@ -193,9 +197,12 @@ def score(
     cascade_id: int,
     reprocess: Reprocess,
     patience: Patience,
+    in_flight: set[str],
 ) -> Iterator[list[Outcome]]:
-    """Give each decoded image its verdict. The same bytes are scored once, whatever they are called."""
-    scored: dict[str, None] = {}  # the last contents, oldest first: the store may not have them yet
+    """Give each decoded image its verdict. The same bytes are scored once, whatever they are called.
+
+    `in_flight` holds the contents that have a verdict on its way to the store; whoever records takes them out.
+    """
     for batch in batches:
         if not batch:
             yield batch
@@ -204,13 +211,11 @@ def score(
         crash_point("road.batched")
         known: set[str] = set()
         if reprocess != "all":
-            known = first_of.keys() & scored.keys()
+            known = {sha256 for sha256 in first_of if sha256 in in_flight}
             known |= patience(partial(store.verdicts_of, list(first_of.keys() - known), cascade_id))
         new = [image for sha256, image in first_of.items() if sha256 not in known]
         verdicts = dict(zip((image.sha256 for image in new), cascade.score(new), strict=True))
-        scored |= {sha256: None for sha256, answer in verdicts.items() if isinstance(answer, Verdict)}
-        for sha256 in list(itertools.islice(scored, max(0, len(scored) - _REMEMBERED))):
-            del scored[sha256]
+        in_flight.update(sha256 for sha256, answer in verdicts.items() if isinstance(answer, Verdict))
         crash_point("road.scored")
         yield [_with_verdict(outcome, verdicts) for outcome in batch]
 

@@ -32,12 +32,16 @@ def test_rejected_files_take_no_seat() -> None:
     assert sizes([JUNK, IMAGE, JUNK, IMAGE, IMAGE, JUNK, IMAGE], iter([0.0] * 99)) == [7]
 
 
-def test_a_tick_lets_an_old_batch_leave() -> None:
-    assert sizes([IMAGE, None, IMAGE], iter([0.0, 0.0, 1.5, 2.0, 2.0, 2.0])) == [1, 1]
+def test_an_old_batch_leaves() -> None:
+    assert sizes([IMAGE, IMAGE, IMAGE], iter([0.0, 0.0, 1.5, 2.0, 2.0])) == [2, 1]
+
+
+def test_a_batch_leaves_when_nothing_more_is_coming() -> None:
+    assert sizes([IMAGE, None, IMAGE], iter([0.0] * 99)) == [1, 1]
 
 
 def test_a_tick_goes_on_down_the_road() -> None:
-    assert sizes([None, IMAGE, None, None], iter([0.0, 0.0, 0.0, 1.5])) == [0, 0, 1]
+    assert sizes([None, IMAGE, None, None], iter([0.0] * 99)) == [0, 1, 0]
 
 
 def groups(batches: list[int], times: list[float], age_s: float = 0.2) -> list[int]:
