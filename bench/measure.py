@@ -72,10 +72,14 @@ def run_tree(
         )
         watcher = _Watcher(process.pid, started, rows, under_way)
         watcher.start()
-        if kill_after_s is not None:
-            time.sleep(kill_after_s)
+        try:
+            if kill_after_s is not None:
+                time.sleep(kill_after_s)
+                os.killpg(process.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # a Ctrl-C does not reach it: it has a session of its own
             os.killpg(process.pid, signal.SIGKILL)
-        _, status, usage = os.wait4(process.pid, 0)
+            raise
         wall_s = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         watcher.over.set()
