@@ -1,6 +1,20 @@
-"""`python -m cxrbatch` is `cxrbatch`."""
+"""`python -m cxrbatch` is `cxrbatch`: both begin here.
+
+A decode process imports the file that its parent was started from, and needs no command line: nothing else is
+imported up here.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The command line."""
+    from cxrbatch.cli import main as command_line
+
+    command_line()
+
 
 if __name__ == "__main__":
-    from cxrbatch.cli import main  # here: a decode process imports this file too, and needs no command line
-
     main()

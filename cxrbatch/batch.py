@@ -19,7 +19,8 @@ def in_batches(
     """Group `outcomes` into lists that hold `size` decoded images, or whatever came within `age_s`.
 
     Rejected files ride along without taking a seat (at most 64 seats' worth, so that a folder of junk is recorded
-    as it goes). A None is a tick of the clock: it lets a batch that has grown old leave.
+    as it goes). A None means that nothing more is coming just now: the batch leaves as it is, and where there is none,
+    an empty list goes on down the road as a tick of the clock.
     """
     batch: list[Outcome] = []
     seats = 0
@@ -30,8 +31,10 @@ def in_batches(
                 oldest = clock()
             batch.append(outcome)
             seats += outcome.rejected is None
-        if batch and (seats >= size or len(batch) >= 64 * size or clock() - oldest >= age_s):
+        if batch and (outcome is None or seats >= size or len(batch) >= 64 * size or clock() - oldest >= age_s):
             yield batch
             batch, seats = [], 0
+        elif outcome is None:
+            yield []
     if batch:
         yield batch

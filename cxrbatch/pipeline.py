@@ -6,8 +6,9 @@
 which writes what is new and whole into the ledger, and the road begins with what was claimed from it.
 
 Each stage is a generator that pulls from the one before it, so nothing piles up anywhere: when the store is slow,
-the folder is read slowly. `ahead` lets decoding (in its own processes) run while the networks do. To add a stage,
-write a generator over batches of Outcomes and put it in its place in `scan` below.
+the folder is read slowly. `ahead` lets decoding (in its own processes) run while the networks do, and the networks
+while rows are written. To add a stage, write a generator over batches of Outcomes (an empty one is a tick of the
+clock: pass it on) and put it in its place in `scan` below.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from cxrbatch.workers import DecodeFile, decode_all
 __all__ = ["ScanCounts", "find_changed", "scan", "stopping", "walk", "watch"]
 
 _LOOK_UP = 2_000  # files in one question to the store
+_DECODED_AHEAD = 32  # planes, should the settings not say how large a batch is
+_SCORED_AHEAD = 4  # batches
 
 
 @dataclass(slots=True)
@@ -93,14 +96,14 @@ def scan(
     wanted = itertools.takewhile(lambda _: not stop.is_set(), settled)
     decoded = _decoded(wanted, settings, bundle, identifiers)
     patience = Patience()
-    with closing(ahead(decoded, depth=2 * settings.batch_size)) as decoded_ahead:
+    with closing(ahead(decoded, depth=2 * settings.batch_size or _DECODED_AHEAD)) as decoded_ahead:
         engine, run = start()  # while the decoders are busy already
-        batches = in_batches(decoded_ahead, settings.batch_size, settings.batch_age_s)
-        scored = score(batches, Cascade(bundle, engine), store, run.cascade_id, reprocess, patience)
+        size = settings.batch_size or engine.batch_size
+        batches = in_batches(decoded_ahead, size, settings.batch_age_s)
+        in_flight = set[str]()
+        scored = score(batches, Cascade(bundle, engine), store, run.cascade_id, reprocess, patience, in_flight)
         commit = partial(store.record, run.run_id, run.cascade_id, replace=reprocess == "all")
-        for batch in record(scored, commit, patience):
-            _count(batch, counts)
-            progress(counts)
+        _record_all(scored, commit, size, settings.record_age_s, patience, in_flight, counts, progress)
 
 
 def watch(
@@ -120,12 +123,31 @@ def watch(
     Ends when `claimed` does, with everything in hand recorded. `patience.beat` is called all the while.
     """
     decoded = _decoded(claimed, settings, bundle, identifiers)
-    with closing(ahead(decoded, depth=2 * settings.batch_size)) as decoded_ahead:
+    with closing(ahead(decoded, depth=2 * settings.batch_size or _DECODED_AHEAD)) as decoded_ahead:
         engine = start()  # while the decoders start too
-        batches = in_batches(_beating(decoded_ahead, patience.beat), settings.batch_size, settings.batch_age_s)
-        scored = score(batches, Cascade(bundle, engine), work.store, work.run.cascade_id, "none", patience)
-        for batch in record(scored, work.record, patience):
-            _count(batch, counts)
+        size = settings.batch_size or engine.batch_size
+        batches = in_batches(_beating(decoded_ahead, patience.beat), size, settings.batch_age_s)
+        in_flight = set[str]()
+        cascade = Cascade(bundle, engine)
+        scored = score(batches, cascade, work.store, work.run.cascade_id, "none", patience, in_flight)
+        _record_all(scored, work.record, size, settings.record_age_s, patience, in_flight, counts, progress)
+
+
+def _record_all(
+    scored: Iterator[list[Outcome]],
+    commit: Callable[[list[Outcome]], object],
+    full: int,
+    age_s: float,
+    patience: Patience,
+    in_flight: set[str],
+    counts: ScanCounts,
+    progress: Callable[[ScanCounts], None],
+) -> None:
+    """The end of the road: rows are written while the next batches are scored."""
+    with closing(ahead(scored, _SCORED_AHEAD)) as scored_ahead:
+        for group in record(scored_ahead, commit, patience, full=full, age_s=age_s):
+            in_flight.difference_update([outcome.image.sha256 for outcome in group if outcome.image])
+            _count(group, counts)
             progress(counts)
 
 
@@ -175,16 +197,25 @@ def score(
     cascade_id: int,
     reprocess: Reprocess,
     patience: Patience,
+    in_flight: set[str],
 ) -> Iterator[list[Outcome]]:
-    """Give each decoded image its verdict. The same bytes are scored once, whatever they are called."""
+    """Give each decoded image its verdict. The same bytes are scored once, whatever they are called.
+
+    `in_flight` holds the contents that have a verdict on its way to the store; whoever records takes them out.
+    """
     for batch in batches:
+        if not batch:
+            yield batch
+            continue
         first_of = {o.image.sha256: o.image for o in batch if o.image and not o.rejected}
         crash_point("road.batched")
         known: set[str] = set()
         if reprocess != "all":
-            known = patience(partial(store.verdicts_of, list(first_of), cascade_id))
+            known = {sha256 for sha256 in first_of if sha256 in in_flight}
+            known |= patience(partial(store.verdicts_of, list(first_of.keys() - known), cascade_id))
         new = [image for sha256, image in first_of.items() if sha256 not in known]
         verdicts = dict(zip((image.sha256 for image in new), cascade.score(new), strict=True))
+        in_flight.update(sha256 for sha256, answer in verdicts.items() if isinstance(answer, Verdict))
         crash_point("road.scored")
         yield [_with_verdict(outcome, verdicts) for outcome in batch]
 

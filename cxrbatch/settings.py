@@ -32,8 +32,9 @@ class Settings(BaseSettings):
     cascade: str = "default"
     engine: Literal["auto", "torch", "openvino"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$")
-    batch_size: int = Field(8, ge=1, le=1024)  # images
-    batch_age_s: float = Field(0.5, gt=0, le=60)
+    batch_size: int = Field(0, ge=0, le=1024)  # images; 0: what suits the engine
+    batch_age_s: float = Field(0.1, gt=0, le=60)
+    record_age_s: float = Field(0.2, ge=0, le=5)
     # What is read.
     include: list[str] = []
     exclude: list[str] = []

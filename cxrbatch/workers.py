@@ -53,6 +53,7 @@ class DecodeFile:
 _SPAWN = multiprocessing.get_context("spawn")
 _JOBS_A_WORKER = 5_000  # then it is replaced, and what a codec leaks goes with it
 _STARTING_S = 120.0  # a cold disk may take long to load the codecs
+_IDLE_S = 0.02  # between two looks for something to do
 _READY = "ready"
 _PR_SET_PDEATHSIG = 1
 
@@ -75,14 +76,16 @@ def decode_all(
 ) -> Iterator[Outcome | None]:
     """Decode `files` in `workers` processes; outcomes come as they finish, in no order.
 
-    Yields None when nothing finished for `tick_s`, so that stages behind can act on age; a None among `files`
-    means that there is nothing to do right now. A file whose worker dies is tried once more in a fresh one, for
-    the killer may have been somebody else (a kernel short of memory, an operator): twice is its own fault.
+    Yields None at once when nothing is left in hand, and whenever nothing finished for `tick_s`: stages behind need
+    not wait for more. A None among `files` means that there is nothing to do right now. A file whose worker dies is
+    tried once more in a fresh one, for the killer may have been somebody else (a kernel short of memory, an
+    operator): twice is its own fault.
     Raises Fatal when workers cannot even start. All workers are gone once the iterator is closed.
     """
     pool = [_Worker(task, memory_mib) for _ in range(workers)]
     again: deque[_Job] = deque()
     exhausted = False
+    tick_at = 0.0  # when idle
     try:
         while True:
             waiting_for_files = False
@@ -101,8 +104,15 @@ def decode_all(
                     else:
                         worker.give(_Job(file), timeout_s)
             busy = [worker for worker in pool if worker.job is not None]
-            if not busy and exhausted:
-                return
+            if not busy:
+                if exhausted:
+                    return
+                if time.monotonic() >= tick_at:
+                    tick_at = time.monotonic() + tick_s
+                    yield None
+                time.sleep(_IDLE_S)
+                continue
+            tick_at = 0.0
             finished = _wait(busy, tick_s)
             if not finished:
                 yield None
@@ -120,9 +130,6 @@ _END = FoundFile("", 0, 0, 0)  # compared by identity
 
 def _wait(busy: list[_Worker], tick_s: float) -> list[_Worker]:
     """The workers that have an answer, are dead, or are over their time; at most `tick_s` of waiting."""
-    if not busy:
-        time.sleep(tick_s)
-        return []
     next_deadline = min(worker.job.deadline for worker in busy if worker.job)
     patience = max(0.0, min(tick_s, next_deadline - time.monotonic()))
     answered = set(wait([worker.pipe for worker in busy], patience))

@@ -17,7 +17,7 @@ from typing import Any
 class Arithmetic:
     """Logits from a few sums over the plane: the same plane gives the same numbers, another one gives others."""
 
-    name, version, device = "arithmetic", "1", "cpu"
+    name, version, device, batch_size = "arithmetic", "1", "cpu", 8
 
     def load(self, stage: Any) -> Any:
         import numpy as np

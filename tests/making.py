@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 from cxrbatch.engines.networks import build_network
 
 
-def make_bundle(folder: Path, *, size: int = 64, with_gate: bool = True, gate_bias: float = 10.0) -> Path:
+def make_bundle(
+    folder: Path,
+    *,
+    size: int = 64,
+    with_gate: bool = True,
+    gate_bias: float = 10.0,
+    architecture: str = "mobilenet_v2",
+) -> Path:
     """A cascade of untrained networks. With `gate_bias` of 10 everything passes the gate, with -10 nothing does."""
     folder.mkdir(parents=True, exist_ok=True)
     stages = []
@@ -21,24 +28,29 @@ def make_bundle(folder: Path, *, size: int = 64, with_gate: bool = True, gate_bi
         if role == "gate" and not with_gate:
             continue
         torch.manual_seed(0)
-        net = build_network("mobilenet_v2", 1, len(classes))
+        net = build_network(architecture, 1, len(classes))
         if role == "gate":
             torch.nn.init.zeros_(net.classifier[1].weight)
             torch.nn.init.constant_(net.classifier[1].bias, gate_bias)
-        stages.append(write_stage(folder, role, classes, size, net.state_dict()))
+        stages.append(write_stage(folder, role, classes, size, net.state_dict(), architecture))
     manifest = {"format": 1, "name": "test", "version": "0", "licence": "", "intended_use": "", "stages": stages}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
 def write_stage(
-    folder: Path, role: str, classes: list[str], size: int, state: dict[str, torch.Tensor]
+    folder: Path,
+    role: str,
+    classes: list[str],
+    size: int,
+    state: dict[str, torch.Tensor],
+    architecture: str = "mobilenet_v2",
 ) -> dict[str, Any]:
     weights = folder / f"{role}.safetensors"
     save_file({f"network.{key}": value.contiguous() for key, value in state.items()}, weights)
     return {
         "role": role,
-        "architecture": "mobilenet_v2",
+        "architecture": architecture,
         "channels": 1,
         "classes": classes,
         "plane": {"size": size, "fit": "pad", "interpolation": "bilinear"},

@@ -1,4 +1,4 @@
-"""Batches leave when they are full or old; `ahead` passes on everything, errors and the end included."""
+"""Batches leave when full or old, and are committed in groups; `ahead` passes on everything, errors and the end too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from cxrbatch.ahead import ahead
 from cxrbatch.batch import in_batches
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.nouns import FoundFile, Outcome
+from cxrbatch.record import record
+from cxrbatch.store import Patience
 
 FILE = FoundFile("/x", 1, 1, 1)
 IMAGE = Outcome(FILE)
@@ -30,8 +32,49 @@ def test_rejected_files_take_no_seat() -> None:
     assert sizes([JUNK, IMAGE, JUNK, IMAGE, IMAGE, JUNK, IMAGE], iter([0.0] * 99)) == [7]
 
 
-def test_a_tick_lets_an_old_batch_leave() -> None:
-    assert sizes([IMAGE, None, IMAGE], iter([0.0, 0.0, 1.5, 2.0, 2.0, 2.0])) == [1, 1]
+def test_an_old_batch_leaves() -> None:
+    assert sizes([IMAGE, IMAGE, IMAGE], iter([0.0, 0.0, 1.5, 2.0, 2.0])) == [2, 1]
+
+
+def test_a_batch_leaves_when_nothing_more_is_coming() -> None:
+    assert sizes([IMAGE, None, IMAGE], iter([0.0] * 99)) == [1, 1]
+
+
+def test_a_tick_goes_on_down_the_road() -> None:
+    assert sizes([None, IMAGE, None, None], iter([0.0] * 99)) == [0, 1, 0]
+
+
+def groups(batches: list[int], times: list[float], age_s: float = 0.2) -> list[int]:
+    """The sizes of what is committed: batches of these sizes come at these times, and four make one full."""
+    committed: list[int] = []
+    now = [0.0]
+
+    def coming() -> Iterator[list[Outcome]]:
+        for size, now[0] in zip(batches, times, strict=True):
+            yield [IMAGE] * size
+
+    passed = record(
+        coming(), lambda group: committed.append(len(group)), Patience(), full=4, age_s=age_s, clock=lambda: now[0]
+    )
+    assert [len(group) for group in passed] == committed
+    return committed
+
+
+def test_full_batches_share_a_transaction_until_it_is_old() -> None:
+    assert groups([4, 4, 4, 4], [0.0, 0.1, 0.25, 0.3]) == [12, 4]
+    assert groups([4, 4, 4], [0.0, 0.1, 0.15], age_s=0) == [4, 4, 4]
+
+
+def test_a_batch_that_was_not_full_is_committed_at_once() -> None:
+    assert groups([3, 4, 1, 4], [0.0, 0.0, 0.0, 0.0]) == [3, 5, 4]
+
+
+def test_a_tick_lets_an_old_group_be_committed() -> None:
+    assert groups([4, 0, 0, 0, 4], [0.0, 0.1, 0.2, 0.3, 0.4]) == [4, 4]
+
+
+def test_a_group_does_not_grow_for_ever() -> None:
+    assert groups([100] * 5, [0.0] * 5) == [300, 200]
 
 
 def test_ahead_keeps_order_and_bounds() -> None:

@@ -14,7 +14,7 @@ from cxrbatch.bundles import Bundle, load_bundle
 from cxrbatch.engines import open_engine
 from cxrbatch.engines.openvino_engine import OpenVinoEngine
 from cxrbatch.engines.torch_engine import TorchEngine
-from cxrbatch.engines.verify import check_logits
+from cxrbatch.engines.verify import check_logits, check_planes
 from cxrbatch.errors import ExitCode, Fatal
 from making import make_bundle
 
@@ -40,6 +40,22 @@ def test_it_gives_what_torch_gives_for_any_batch_and_keeps_the_conversion(bundle
     assert kept.stat().st_mtime_ns == before
 
 
+def test_trained_networks_give_what_torch_gives(bundle: Bundle) -> None:
+    for stage in load_bundle("default").stages:  # their batch norms do something
+        planes = check_planes(stage.plane.size)
+        for ours, theirs in zip(
+            OpenVinoEngine().load(stage)(planes), TorchEngine("cpu").load(stage)(planes), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_an_architecture_without_a_graph_of_ours_is_converted(bundle: Bundle, tmp_path: Path) -> None:
+    stage = load_bundle(make_bundle(tmp_path / "v3", with_gate=False, architecture="mobilenet_v3_large")).disease
+    planes = check_planes(64)
+    ours, theirs = (engine.load(stage)(planes)[0] for engine in (OpenVinoEngine(), TorchEngine("cpu")))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_what_is_kept_depends_on_everything_it_was_made_from(bundle: Bundle, tmp_path: Path) -> None:
     OpenVinoEngine().load(bundle.disease)
     larger = load_bundle(make_bundle(tmp_path / "larger", size=96))  # the very same weights
@@ -48,15 +64,19 @@ def test_what_is_kept_depends_on_everything_it_was_made_from(bundle: Bundle, tmp
     assert OpenVinoEngine().load(larger.disease)(planes)[0].shape == (1, 4)
 
 
-def test_a_second_start_needs_no_torch(bundle: Bundle) -> None:
-    open_engine("auto", "cpu", bundle)
+def test_a_start_needs_no_torch_and_no_converter(bundle: Bundle) -> None:
     program = (
         "import sys; from cxrbatch.bundles import load_bundle; from cxrbatch.engines import open_engine\n"
         f"engine = open_engine('auto', 'cpu', load_bundle({str(bundle.path)!r}))\n"
-        "print(engine.name, 'torch' in sys.modules)"
+        "print(engine.name, *(name in sys.modules for name in ('torch', 'openvino.tools.ovc')))"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["openvino", "False"]
+    assert out.split() == ["openvino", "False", "False"]
+
+
+def test_a_stage_is_compiled_once(bundle: Bundle) -> None:
+    engine = OpenVinoEngine()
+    assert engine.load(bundle.disease) is engine.load(bundle.disease)
 
 
 def test_a_damaged_conversion_is_made_again(bundle: Bundle, tmp_path: Path) -> None:

@@ -88,3 +88,12 @@ def test_a_device_that_is_not_there() -> None:
     with pytest.raises(Fatal, match="no CUDA device 1") as caught:
         torch_devices("cuda:1,2")
     assert caught.value.exit_code is ExitCode.DEVICE_MISSING
+
+
+def test_a_batch_is_shared_by_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TorchEngine("cpu").batch_size == 8
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    one, both = TorchEngine("auto"), TorchEngine("cuda:0,1")
+    assert (one.device, both.device) == ("cuda:0", "cuda:0,cuda:1")
+    assert both.batch_size == 2 * one.batch_size

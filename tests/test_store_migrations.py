@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from cxrbatch.errors import ExitCode, Fatal
@@ -105,6 +106,21 @@ def test_a_new_sqlite_file_is_set_up_by_opening_it(tmp_path: Path) -> None:
     with pytest.raises(Fatal, match="There is no store"):
         Store.open(f"sqlite:///{tmp_path / 'no.db'}", may_create=False)
     assert not (tmp_path / "no.db").exists()
+
+
+def test_a_store_at_head_is_opened_without_alembic(store_url: str) -> None:
+    Store.open(store_url).close()
+    code = (
+        "import sys; from cxrbatch.store import Store; Store.open(sys.argv[1]).close(); print('alembic' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, store_url], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "False"
+
+
+def test_the_files_of_the_steps_are_named_after_their_revisions() -> None:
+    steps = ScriptDirectory.from_config(migrate._config())
+    assert migrate._steps() == {step.revision for step in steps.walk_revisions()}
+    assert migrate.head() == steps.get_current_head()
 
 
 def test_an_empty_postgres_is_refused_with_the_command_to_run(empty_url: str) -> None:

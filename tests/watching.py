@@ -48,6 +48,7 @@ class Place:
             "CXRBATCH_QUIET_S": "0.2",
             "CXRBATCH_RESCAN_S": "1",
             "CXRBATCH_WORKERS": "1",
+            "CXRBATCH_RECORD_AGE_S": "0",  # a commit a batch: more places to be killed at
             "CXRBATCH_RETRY_FIRST_S": "1",
             "CXRBATCH_RETRY_MOST_S": "2",
             "PYTHONPATH": f"{HERE.parent}:{HERE}",

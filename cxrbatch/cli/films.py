@@ -24,7 +24,9 @@ def scan(
     cascade: Annotated[str | None, typer.Option(help="A shipped bundle's name, or a bundle's folder.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0,1")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, torch or openvino")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in one pass of the networks.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in one pass of the networks; 0 is what suits the engine.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Decode processes; 0 is one a core.")] = None,
     exact: Annotated[bool | None, typer.Option("--exact/--no-exact", help=_EXACT)] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only names or paths like this glob (repeatable).")] = None,

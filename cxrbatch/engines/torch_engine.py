@@ -25,6 +25,9 @@ from cxrbatch.errors import ExitCode, Fatal
 
 __all__ = ["TorchEngine", "halving_on_oom", "load_network", "over_replicas", "torch_devices"]
 
+_CPU_BATCH = 8  # larger ones are slower there: glibc maps and unmaps their activations
+_CUDA_BATCH = 64  # a GPU; halved where its memory is too small
+
 Result = tuple[NDArray[np.float32], NDArray[np.float32]]
 Run = Callable[[NDArray[np.uint8]], Result]
 
@@ -56,6 +59,7 @@ class TorchEngine:
     def __init__(self, device: str = "auto") -> None:
         self._devices = torch_devices(device)
         self.device = ",".join(self._devices)
+        self.batch_size = _CPU_BATCH if self.device == "cpu" else _CUDA_BATCH * len(self._devices)
 
     def load(self, stage: Stage) -> Network:
         net = load_network(stage)

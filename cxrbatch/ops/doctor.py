@@ -80,8 +80,8 @@ def _engine(settings: Settings) -> Iterator[Line]:
 
     engine = open_engine(settings.engine, settings.device)
     yield "ok", f"{engine.name} {engine.version} on {engine.device}"
-    if engine.device == "cpu" and settings.batch_size > 8:
-        yield "note", f"batch_size {settings.batch_size} is slower than 8 on a CPU"
+    if engine.device == "cpu" and settings.batch_size > engine.batch_size:
+        yield "note", f"batch_size {settings.batch_size} is not faster than {engine.batch_size} on a CPU"
 
 
 def _bundle(settings: Settings) -> Iterator[Line]:

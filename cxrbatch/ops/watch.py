@@ -124,7 +124,7 @@ def _live(life: _Watch, pulse: Pulse) -> None:
         road = claims(
             work,
             lambda: [lookout.folder.root for lookout in life.lookouts if not lookout.paused],
-            2 * settings.batch_size + 2 * (settings.workers or os.cpu_count() or 1),
+            2 * (settings.batch_size or 8) + 2 * (settings.workers or os.cpu_count() or 1),
             patience=patience,
             news=life.news,
             long_paths=partial(_long_paths, life),

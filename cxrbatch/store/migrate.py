@@ -1,6 +1,7 @@
 """Moving a store between schema versions, and telling where it stands.
 
-The steps are in migrations/ at the top of a checkout, and in cxrbatch/migrations/ of an install.
+The steps are in migrations/ at the top of a checkout, and in cxrbatch/migrations/ of an install. Alembic, which takes
+them, is loaded when a store has to be moved or compared: opening one that is at head needs a SELECT.
 """
 
 from __future__ import annotations
@@ -9,13 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
 
 import cxrbatch
@@ -23,6 +19,9 @@ from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.store.engine import connect, make_engine
 from cxrbatch.store.schema import metadata
 from cxrbatch.store.views import RESULT_COLUMNS, make_results
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 __all__ = ["apply", "check", "current", "demand_head", "downgrade", "drift", "head", "is_empty", "upgrade"]
 
@@ -43,7 +42,7 @@ def upgrade(url: str, revision: str = "head") -> str:
 def downgrade(url: str, revision: str) -> str | None:
     """Take a store back to `revision` ("base": nothing left). What only newer schemas hold is lost."""
     with _for_moving(url) as connection:
-        _run(command.downgrade, connection, revision)
+        _run("downgrade", connection, revision)
         return current_of(connection)
 
 
@@ -69,13 +68,16 @@ def check(url: str) -> list[str]:
 
 @cache
 def head() -> str:
-    """The revision that this program works with."""
-    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+    """The revision that this program works with: the number of the last step."""
+    return max(_steps())
 
 
 def current_of(connection: Connection) -> str | None:
     """The revision that the store behind an open connection stands at."""
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()
+    return found
 
 
 def is_empty(connection: Connection) -> bool:
@@ -92,7 +94,7 @@ def apply(connection: Connection, revision: str = "head") -> None:
     """`upgrade` inside a transaction that the caller owns."""
     if current_of(connection) is None and not is_empty(connection):
         raise Fatal(_FOREIGN)
-    _run(command.upgrade, connection, revision)
+    _run("upgrade", connection, revision)
 
 
 def demand_head(connection: Connection) -> None:
@@ -104,7 +106,7 @@ def demand_head(connection: Connection) -> None:
         raise Fatal(_FOREIGN)
     if found is None:
         state = "is empty"
-    elif found in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}:
+    elif found in _steps():
         state = f"is at schema {found}, and this program needs {head()}"
     else:
         raise Fatal(
@@ -117,6 +119,8 @@ def demand_head(connection: Connection) -> None:
 
 def drift(connection: Connection) -> list[str]:
     """`check` on an open connection."""
+    from alembic.migration import MigrationContext
+
     found = current_of(connection)
     wrong = [] if found == head() else [f"The store is at schema {found or 'none'}, not {head()}."]
     context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -125,7 +129,9 @@ def drift(connection: Connection) -> list[str]:
     return wrong
 
 
-def _plain(context: MigrationContext) -> Iterator[str]:
+def _plain(context: Any) -> Iterator[str]:
+    from alembic.autogenerate import compare_metadata
+
     for difference in compare_metadata(context, metadata):
         yield " ".join(str(part) for part in difference if part is not None)
 
@@ -153,20 +159,30 @@ def _for_moving(url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
-def _run(step: object, connection: Connection, revision: str) -> None:
+def _run(step: Literal["upgrade", "downgrade"], connection: Connection, revision: str) -> None:
+    from alembic import command
+    from alembic.util import CommandError
+
     config = _config()
     config.attributes["connection"] = connection
     try:
-        step(config, revision)  # type: ignore[operator]
+        getattr(command, step)(config, revision)
     except CommandError as error:
         raise Fatal(f"The store cannot be moved to schema {revision!r}: {error}.") from error
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
+
+
+def _steps() -> set[str]:
+    """The revisions there are: a step's file is named 0001_what_it_does.py after its revision."""
+    return {path.name.partition("_")[0] for path in (_folder() / "versions").glob("[0-9]*_*.py")}
 
 
 def _folder() -> Path:
