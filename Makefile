@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_TEST := .venv-test
 VENV_DEMO := .venv
 
-.PHONY: help test demo crash fuzz soak lint clean
+.PHONY: help test demo scale crash fuzz soak lint clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,10 @@ demo: ## install, then scan two dozen synthetic files to demo/out.csv
 	@# Exit 3 is what we want here: the samples hold broken files, and each of them becomes a row.
 	$(VENV_DEMO)/bin/cxrbatch --db sqlite:///demo/cxrbatch.db scan demo/incoming --csv demo/out.csv; test $$? -eq 3
 	@echo "The rows are in demo/out.csv; what the columns mean is in docs/reference/columns.md"
+
+scale: BIN ?= .venv-test/bin
+scale: ## a million known files: second scan, queries, exports (half an hour, 8 GB in /tmp; SCALE="--files 100000" is less)
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/scale.py $(SCALE)
 
 crash: ## every kill -9 test, the whole
 	CXRBATCH_CRASH_N=500 $(VENV_TEST)/bin/pytest -m crash --timeout 7200

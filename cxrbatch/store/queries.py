@@ -65,18 +65,23 @@ def stream_results(
     or files. One consistent snapshot, fetched a thousand rows at a time.
     """
     conditions: list[sa.ColumnElement[bool]] = []
+    indexed: list[sa.ColumnElement[bool]] = []
     for column, value in (
-        (results.c.label, label),
-        (results.c.decision, None if decision is None else str(decision)),
-        (results.c.state, state),
-        (results.c.reason_code, reason_code),
+        (files.c.label, label),
+        (files.c.decision, None if decision is None else str(decision)),
+        (files.c.state, state),
+        (files.c.reason_code, reason_code),
     ):
         if value is not None:
-            conditions.append(column == value)
-    if min_confidence is not None:
-        conditions.append(results.c.confidence >= min_confidence)
+            indexed.append(column == value)
     if since is not None:
-        conditions.append(results.c.processed_at >= since)
+        indexed.append(files.c.processed_at >= since)
+    if indexed:
+        # The paths first, by the filter's index: whole rows are then read in their order, and never sorted.
+        indexed += [] if min_confidence is None else [files.c.confidence >= min_confidence]
+        conditions.append(results.c.path.in_(select(files.c.path).where(*indexed)))
+    elif min_confidence is not None:  # no index for it alone, and many have it: the first rows come soon
+        conditions.append(results.c.confidence >= min_confidence)
     if roots:
         conditions.append(below(results.c.path, roots))
     query = select(results).where(*conditions).order_by(results.c.path).limit(limit)
