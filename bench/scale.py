@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -61,7 +62,13 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--where", type=Path, default=Path("/tmp/cxrbatch-scale"))
     parser.add_argument("--db", help="an empty Postgres database; without it a SQLite file in --where")
+    parser.add_argument(
+        "--plans", action="store_true", help="only print how SQLite goes about the queries, as Markdown"
+    )
     given = parser.parse_args()
+    if given.plans:
+        print_plans()
+        return
     tree = given.where / f"films-{given.files}"
     url = given.db or f"sqlite:///{given.where}/store-{given.files}.db"
     table = Table(title=f"{given.files:,} known files, {url.partition(':')[0]}", title_justify="left")
@@ -76,6 +83,14 @@ def main() -> None:
     for kind in ("csv", "jsonl", "parquet"):
         exported(table, url, given.where / f"out.{kind}", given.files)
     Console(width=200 if not sys.stdout.isatty() else None).print(table)
+
+
+def print_plans() -> None:
+    """A row a query for docs/howto/sql.md. SQLite plans without statistics: an empty store plans like a full one."""
+    with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/s.db") as store:
+        print("| question | how SQLite finds the rows |\n|---|---|")
+        for name, query in [("Of each label, through the view", FIRST[1]), *QUERIES]:
+            print(f"| {name} | {plan(store, query.rstrip().rstrip(';'))} |")
 
 
 def make_tree(tree: Path, number: int) -> None:
@@ -222,7 +237,8 @@ def plan(store: Store, query: str, values: Any = ()) -> str:
         return ""
     with connect(store.engine) as connection:
         steps = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values)]
-    return "; ".join(step for step in steps if re.match(r"(SEARCH|SCAN) (f|files|i|new|old|audit|v)\b|USE TEMP", step))
+    of_interest = r"(SEARCH|SCAN) (f|files|i|new|old|audit|v)\b|USE TEMP"
+    return "; ".join(f"`{step}`" for step in steps if re.match(of_interest, step))
 
 
 EXPORT = """
