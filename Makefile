@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_TEST := .venv-test
 VENV_DEMO := .venv
 
-.PHONY: help test demo bench crash fuzz soak flips lint clean
+.PHONY: help test demo bench scale crash fuzz soak flips lint clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,10 @@ bench: ## how fast is a scan, beside the scripts that people write? BENCH="--qui
 	test -x $(BIN)/python || ($(PYTHON) -m venv .venv-bench && \
 	  .venv-bench/bin/pip install --quiet --disable-pip-version-check '.[bench]')
 	PYTHONPATH=$(CURDIR) $(BIN)/python -m bench $(BENCH)
+
+scale: BIN ?= .venv-test/bin
+scale: ## a million known files: second scan, queries, exports (half an hour, 8 GB in /tmp; SCALE="--files 100000" is less)
+	PYTHONPATH=$(CURDIR) $(BIN)/python bench/scale.py $(SCALE)
 
 crash: ## every kill -9 test, the whole
 	CXRBATCH_CRASH_N=500 $(VENV_TEST)/bin/pytest -m crash --timeout 7200

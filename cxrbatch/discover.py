@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +18,7 @@ from pathlib import Path
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
 from cxrbatch.nouns import FoundFile
 
-__all__ = ["Wanted", "discover", "roots_of"]
+__all__ = ["Wanted", "count_names", "discover", "roots_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,12 @@ class Wanted:
     ignore_paths: frozenset[str] = frozenset()  # our own store and exports, should they lie in the folder
 
     def wants(self, path: str, root: str, *, folder: bool = False) -> bool:
-        name = os.path.basename(path)
+        name = path.rpartition("/")[2]  # a million times a scan: os.path.basename takes four times as long
         if name.startswith(".") or name.endswith(self.ignore_suffixes) or path in self.ignore_paths:
             return False
-        below_root = os.path.relpath(path, root) if self.include or self.exclude else ""
+        if not (self.include or self.exclude):
+            return True
+        below_root = os.path.relpath(path, root)
         if self.include and not folder and not _matches(self.include, name, below_root):
             return False
         return not _matches(self.exclude, name, below_root)
@@ -99,6 +102,25 @@ def discover(roots: Sequence[str], wanted: Wanted) -> Iterator[FoundFile]:
                             yield _look_at(entry.path)
             except OSError as error:
                 yield _with_problem(folder, _os_problem(error, "folder"))
+
+
+def count_names(roots: Sequence[str], wanted: Wanted, quit: threading.Event) -> int:
+    """How many files `discover` is about to find, by their names alone: nothing is looked at, so it is sooner done."""
+    number, folders = 0, [(root, root) for root in roots]
+    while folders and not quit.is_set():
+        folder, root = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if wanted.wants(entry.path, root, folder=is_folder):
+                        if is_folder:
+                            folders.append((entry.path, root))
+                        else:
+                            number += 1
+        except OSError:
+            number += 1  # a root that is a file, or a folder that may not be listed: one row
+    return number
 
 
 def _look_at_link(path: str, real_root: str) -> Iterator[FoundFile]:

@@ -35,6 +35,7 @@ from cxrbatch.errors import Rejected, Retry
 from cxrbatch.formats.limits import Limits
 from cxrbatch.nouns import FoundFile, Outcome, Verdict
 from cxrbatch.record import record
+from cxrbatch.seen import Seen
 from cxrbatch.settings import Settings
 from cxrbatch.settle import settle
 from cxrbatch.store import Patience, Reprocess, Run, Store, Work, path_to_text
@@ -88,7 +89,7 @@ def scan(
     Once `stop` is set no further file is opened; what is in hand is recorded, and the next scan finds the rest.
     """
     cascade_id = store.cascade_id_of(bundle.key(settings.exact)) or 0  # 0: this cascade has said nothing here yet
-    changed = itertools.islice(find_changed(found, store, cascade_id, reprocess, counts), limit)
+    changed = itertools.islice(find_changed(found, store, cascade_id, reprocess, counts, progress), limit)
     first = next(changed, None)
     if first is None:
         return
@@ -180,6 +181,7 @@ def find_changed(
     cascade_id: int,
     reprocess: Reprocess,
     counts: ScanCounts,
+    progress: Callable[[ScanCounts], None] = lambda counts: None,
     *,
     look_only: bool = False,
 ) -> Iterator[FoundFile]:
@@ -187,7 +189,9 @@ def find_changed(
     while some := list(itertools.islice(found, _LOOK_UP)):
         unchanged = store.unchanged(some, cascade_id, reprocess, look_only=look_only)
         counts.unchanged += len(unchanged)
-        yield from (file for file in some if file.path not in unchanged)
+        progress(counts)
+        if len(unchanged) < len(some):
+            yield from (file for file in some if file.path not in unchanged)
 
 
 def score(
@@ -240,7 +244,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def walk(
-    roots: Sequence[str], wanted: Wanted, stop: threading.Event, counts: ScanCounts, seen: set[str]
+    roots: Sequence[str], wanted: Wanted, stop: threading.Event, counts: ScanCounts, seen: Seen
 ) -> Iterator[FoundFile]:
     """Everything below `roots`, until `stop` is set; fills `seen` with the path texts on the way.
 
@@ -252,7 +256,8 @@ def walk(
             return
         counts.found += 1
         seen.add(path_to_text(file.path))
-        whole = whole and not isinstance(file.problem, Retry)  # a folder that cannot be listed hides its files
+        if file.problem is not None and isinstance(file.problem, Retry):
+            whole = False  # a folder that cannot be listed hides its files
         yield file
     counts.whole = whole
 

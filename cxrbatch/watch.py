@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from dataclasses import dataclass, field
 from cxrbatch.discover import Wanted, discover
 from cxrbatch.errors import ReasonCode, Retry
 from cxrbatch.nouns import FoundFile
-from cxrbatch.store.paths import CUT_MARK, path_to_text, text_to_path
+from cxrbatch.seen import Seen
+from cxrbatch.store.paths import CUT_MARK, path_to_text
 
 __all__ = ["Folder", "Gone", "Paused", "Schedule"]
 
@@ -34,30 +34,7 @@ class Paused(Exception):
 class Gone:
     """After a whole walk: `path_text in gone.seen` says what is still there."""
 
-    seen: _Seen
-
-
-class _Seen:
-    """Path texts, by their hashes: a number each and not a path's length.
-
-    What a walk did not see may have come since, by way of another daemon: it is looked at once more.
-    """
-
-    def __init__(self, long_paths: dict[str, str]) -> None:
-        self.keys: set[int] = set()
-        self._long_paths = long_paths
-
-    def __contains__(self, text: object) -> bool:
-        return hash(text) in self.keys or self._is_there(str(text))
-
-    def _is_there(self, text: str) -> bool:
-        try:
-            info = os.lstat(self._long_paths.get(text) or text_to_path(text))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return False
-        except OSError:
-            return True  # nobody can tell
-        return not stat.S_ISDIR(info.st_mode)  # a folder had a row while it could not be listed; now it can
+    seen: Seen
 
 
 @dataclass(slots=True)
@@ -141,12 +118,12 @@ class Folder:
         """
         self.gone = None
         device = self._root_device()
-        seen, shaky, whole = _Seen(self.long_paths), list[FoundFile](), True
+        seen, shaky, whole = Seen(self.long_paths), list[FoundFile](), True
         for file in discover([self.root], self._wanted):
             if file.path == self.root:
                 raise Paused("The folder cannot be listed.")
             text = path_to_text(file.path)
-            seen.keys.add(hash(text))
+            seen.add(text)
             if isinstance(file.problem, Retry):
                 whole = False
                 if file.problem.reason_code != ReasonCode.PERMISSION_DENIED:
@@ -158,11 +135,11 @@ class Folder:
                 continue
             if file.problem is not None or self._stands_still(file):
                 yield file
-        if not seen.keys and self._device is not None and self._root_device() != self._device:
+        if not len(seen) and self._device is not None and self._root_device() != self._device:
             raise Paused("The folder is empty and lies on another device than before: its share is not mounted.")
         self._root_device()  # what could not be looked at says something of itself only while the root is there
         yield from (file for file in shaky if file.problem and file.problem.reason_code == ReasonCode.UNREADABLE)
-        if seen.keys:
+        if len(seen):
             self._device = device
         self._walked = True
         if whole and self._device is not None:
@@ -216,11 +193,12 @@ class Folder:
                 raise Paused(f"The folder is away ({name}): is its share mounted?") from None
             raise Paused(f"The folder cannot be looked at ({name}).") from None
 
-    def _forget(self, seen: _Seen) -> None:
-        left = self._known.keys() - seen.keys
+    def _forget(self, seen: Seen) -> None:
+        left = seen.lacks(self._known)
         for key in left:
             del self._known[key]
-        self._young = {path: young for path, young in self._young.items() if hash(path_to_text(path)) in seen.keys}
+        gone = set(seen.lacks(hash(path_to_text(path)) for path in self._young)) if self._young else set()
+        self._young = {path: young for path, young in self._young.items() if hash(path_to_text(path)) not in gone}
         # After the first whole walk, what has gone while nobody watched is found too.
         self.gone = Gone(seen) if left or not self._compared else None
         self._compared = True

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
-from cxrbatch.discover import Wanted, discover, roots_of
+from cxrbatch.discover import Wanted, count_names, discover, roots_of
 from cxrbatch.errors import Fatal, ReasonCode
 
 ALL = Wanted(ignore_suffixes=(".part",))
@@ -109,3 +110,15 @@ def test_a_folder_that_cannot_be_listed_is_a_row_and_the_rest_is_walked(
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert found(tmp_path) == {"locked": ReasonCode.PERMISSION_DENIED, "open.png": None}
+
+
+def test_names_are_counted_as_they_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("a/one.dcm", "a/b/two.dcm", "a/.hidden", "three.part", "four.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("four.txt")
+    roots = [str(tmp_path), str(tmp_path / "four.txt")]
+    for wanted in (Wanted(ignore_suffixes=(".part",)), Wanted(include=("*.dcm",))):
+        number = sum(1 for _ in discover(roots[:1], wanted))
+        assert count_names(roots[:1], wanted, threading.Event()) == number > 0
+    assert count_names(roots[1:], Wanted(), threading.Event()) == 1

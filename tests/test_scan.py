@@ -90,6 +90,18 @@ def test_a_file_that_goes_and_comes_back_keeps_its_row(road: Road) -> None:
     assert (back.summary["files"], back.summary["missing"], back.summary["processed_now"]) == (2, 0, 0)
 
 
+def test_one_that_goes_while_another_comes_is_missed(sqlite_road: Road) -> None:
+    path = film(sqlite_road.cwd / "in/a.png", 1)
+    film(sqlite_road.cwd / "in/b.png", 2)
+    sqlite_road.run("scan", "in")
+    path.rename(path.with_name("c.png"))
+    after = sqlite_road.run("scan", "in", "--csv", "out.csv").summary
+    assert (after["files"], after["missing"], len(read_csv(sqlite_road.cwd / "out.csv"))) == (2, 1, 2)
+    # What is there and only not wanted now is not gone.
+    sqlite_road.run("scan", "in", "--include", "c*")
+    assert sorted(sqlite_road.ask("SELECT state FROM files")) == [("done",), ("done",), ("missing",)]
+
+
 def test_a_share_that_drops_out_makes_nothing_missing(sqlite_road: Road) -> None:
     folder = sqlite_road.cwd / "in"
     film(folder / "a.png", 1)

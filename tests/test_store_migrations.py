@@ -17,6 +17,7 @@ from cxrbatch.store import RESULT_COLUMNS, Store, migrate
 from cxrbatch.store.engine import connect, make_engine
 from cxrbatch.store.schema import metadata
 from cxrbatch.store.views import make_results, results
+from store_films import begin, film, reject
 
 
 def everything(connection: Connection) -> set[str]:
@@ -65,6 +66,22 @@ def test_there_and_back_and_there_again(empty_url: str) -> None:
     engine.dispose()
     assert migrate.upgrade(empty_url) == migrate.head()
     assert migrate.check(empty_url) == []
+
+
+@pytest.mark.parametrize("step", ["0001"])
+def test_rows_live_through_each_step_there_and_back(store_url: str, step: str) -> None:
+    with Store.open(store_url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [film("/a"), film("/b", content="/a"), reject("/c")])
+        before = list(store.results())
+    assert migrate.downgrade(store_url, step) == step
+    with pytest.raises(Fatal, match="run `cxrbatch db upgrade`"):
+        Store.open(store_url)
+    assert migrate.upgrade(store_url) == migrate.head()
+    assert migrate.check(store_url) == []
+    with Store.open(store_url) as store:
+        assert list(store.results()) == before
+        assert len(before) == 3
 
 
 def make(url: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from cxrbatch.nouns import Decision
 from cxrbatch.store import Store
 from cxrbatch.store.engine import connect
 from store_films import begin, film, found, image, linked, reject
@@ -48,6 +50,34 @@ def test_the_queries_of_the_how_to_use_indexes(store: Store, question: str) -> N
     assert scans(steps) == []
     if question in COUNTING:
         assert any(f"COVERING INDEX {COUNTING[question]}" in step for step in steps)
+
+
+def test_labels_are_counted_through_the_view_without_a_row_of_files(store: Store) -> None:
+    steps = plan(store, "SELECT label, count(*) FROM results GROUP BY label")
+    assert steps[0] == "SCAN f USING COVERING INDEX ix_files_label_image_id"
+    assert len(steps) == 2 and steps[1].startswith("SEARCH i USING INTEGER PRIMARY KEY"), "in the order of the images"
+
+
+#: The filters of `cxrbatch results`, and the index that finds the rows of each.
+FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({"label": "COVID19"}, "ix_files_label_"),
+    ({"label": "COVID19", "min_confidence": 0.99}, "ix_files_label_confidence (label=? AND confidence>?)"),
+    ({"decision": Decision.NEEDS_REVIEW}, "ix_files_decision_confidence (decision=?)"),
+    ({"since": datetime(2026, 11, 1, tzinfo=UTC)}, "ix_files_processed_at (processed_at>?)"),
+    ({"roots": ["/films/monday"]}, "SEARCH f USING INDEX sqlite_autoindex_files_1 (path>? AND path<?)"),
+    ({"limit": 200}, "SCAN f USING INDEX sqlite_autoindex_files_1"),
+    ({"min_confidence": 0.99, "limit": 200}, "SCAN f USING INDEX sqlite_autoindex_files_1"),
+]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=lambda given: "-".join(given[0]))
+def test_each_filter_of_results_is_served_by_an_index(store: Store, filters: tuple[dict[str, Any], str]) -> None:
+    said: list[tuple[str, Any]] = []
+    sa.event.listen(store.engine, "before_cursor_execute", lambda c, cur, text, values, *_: said.append((text, values)))
+    list(store.results(**filters[0]))
+    steps = plan(store, *said[-1])  # the first is BEGIN
+    assert filters[1] in " | ".join(steps), steps
+    assert not [step for step in steps if "FOR ORDER BY" in step], "the rows come sorted as they are found"
 
 
 def test_a_uid_or_a_sha256_is_looked_up_through_the_view(store: Store) -> None:

@@ -58,7 +58,7 @@ def progress_bar(
     )
     row = bar.add_task("scan", total=None, rate="")
     tallies = Text("starting decode workers and models …", style="dim")
-    quit_counting = threading.Event()
+    quit_counting, one_at_a_time = threading.Event(), threading.Lock()
 
     def count() -> None:
         bar.update(row, total=count_files(quit_counting))
@@ -67,10 +67,11 @@ def progress_bar(
     with Live(Group(bar, tallies), console=console, refresh_per_second=8, transient=True):
 
         def update(counts: ScanCounts) -> None:
-            speed = bar.tasks[row].speed
-            bar.update(row, completed=counts.done, rate=f"{speed:,.1f}/s" if speed else "")
-            tallies.truncate(0)
-            tallies.append_text(_tally(counts))
+            with one_at_a_time:  # files that are unchanged are told of by the thread that looks them up
+                speed = bar.tasks[row].speed
+                bar.update(row, completed=counts.done, rate=f"{speed:,.1f}/s" if speed else "")
+                tallies.truncate(0)
+                tallies.append_text(_tally(counts))
 
         try:
             yield update

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from cxrbatch import __version__
 from cxrbatch.bundles import Bundle, load_bundle
-from cxrbatch.discover import Wanted, discover, roots_of
+from cxrbatch.discover import Wanted, count_names, discover, roots_of
 from cxrbatch.engines import open_engine
 from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import ExitCode
@@ -28,6 +29,7 @@ from cxrbatch.ops.progress import ScanSummary, print_summary, progress_bar
 from cxrbatch.ops.settings_table import without_password
 from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.pipeline import ScanCounts, find_changed, scan, stopping, walk
+from cxrbatch.seen import Seen
 from cxrbatch.settings import Settings
 from cxrbatch.store import CascadeIdentity, FileState, Reprocess, Run, Store, only_writer
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, write_parquet
@@ -94,9 +96,9 @@ def run_scan(
             engine = open_engine(settings.engine, settings.device, bundle)
             return engine, begin(engine)
 
-        stop, counts, seen = threading.Event(), ScanCounts(), set[str]()
+        stop, counts, seen = threading.Event(), ScanCounts(), Seen()
         found = walk(roots, wanted, stop, counts, seen)
-        with stopping(stop) as caught, progress_bar(on_screen, _counter(roots, wanted)) as progress:
+        with stopping(stop) as caught, progress_bar(on_screen, partial(count_names, roots, wanted)) as progress:
             scan(
                 found,
                 settings,
@@ -112,7 +114,9 @@ def run_scan(
             )
         if counts.whole and counts.found:  # an empty root may be a share that has dropped out
             run_id = runs[0].run_id if runs else begin(None).run_id
-            store.mark_missing(run_id, [root for root in roots if os.path.isdir(root)], seen)
+            every_row_seen = counts.done == counts.found == store.present()
+            if not every_row_seen:
+                store.mark_missing(run_id, [root for root in roots if os.path.isdir(root)], seen)
         for run in runs:
             store.end_run(run.run_id, {"processed": counts.processed, "unchanged": counts.unchanged})
         summary = _summary(store, roots, counts, time.monotonic() - started, stopped=bool(caught))
@@ -146,18 +150,6 @@ def wanted_of(settings: Settings, store: Store, exports: Sequence[str] = ()) -> 
         database = os.path.abspath(str(store.engine.url.database))
         ours += [database + suffix for suffix in ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)]
     return Wanted(tuple(settings.include), tuple(settings.exclude), tuple(settings.ignore_suffixes), frozenset(ours))
-
-
-def _counter(roots: Sequence[str], wanted: Wanted) -> Callable[[threading.Event], int]:
-    def count(quit: threading.Event) -> int:
-        number = 0
-        for _ in discover(roots, wanted):
-            number += 1
-            if quit.is_set():
-                break
-        return number
-
-    return count
 
 
 def _say_what_would_be_read(

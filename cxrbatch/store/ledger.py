@@ -237,10 +237,20 @@ class Store:
             made: int = connection.execute(sa.insert(reviews).returning(reviews.c.id), review).scalar_one()
         return made
 
+    def present(self) -> int:
+        """How many paths are not `missing`."""
+        query = select(sa.func.count()).where(files.c.state != str(FileState.MISSING))
+        with connect(self.engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
     def counts(self, roots: Sequence[str] = ()) -> Counts:
         """How many paths stand where, of the whole store or below some folders."""
         result = Counts()
         with connect(self.engine) as connection:
+            if roots:
+                elsewhere = select(files.c.id).where(sa.not_(below(files.c.path, roots))).limit(1)
+                # Nothing elsewhere: the walk along the indexes says the same, ten times as fast.
+                roots = roots if connection.execute(elsewhere).first() else ()
             rows = [row for query in _count_queries(roots) for row in connection.execute(query)]
             for state, label, decision, reason_code, paths in rows:
                 _add(result.by_state, state, paths)

@@ -30,10 +30,9 @@ def path_to_text(path: str) -> str:
 
     Raises ValueError for what cannot be a POSIX path: NUL, or surrogates that `os.fsdecode` never makes.
     """
-    if path.isascii():  # the usual case, and it must be quick: a scan comes here once a file
-        text = path if "\\x" not in path else _escaped(path)
-    else:
-        text = _escaped(path) if "\\x" in path or _SURROGATE.search(path) else path
+    if path.isascii() and len(path) <= LONGEST and "\\x" not in path and "\0" not in path:
+        return path  # the usual case, and it must be quick: a scan comes here twice a file
+    text = _escaped(path) if "\\x" in path or _SURROGATE.search(path) else path
     if "\0" in text:
         raise ValueError("a path holds no NUL")
     if 4 * len(text) > LONGEST and len(encoded := text.encode()) > LONGEST:

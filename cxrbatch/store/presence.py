@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, select, update
@@ -41,28 +41,32 @@ TOLD_BY_THE_WALK = frozenset(
 _TOLD_BY_THE_CASCADE = frozenset({ReasonCode.NON_FINITE_OUTPUT})
 
 
+class Known(NamedTuple):
+    """What a look-up takes of a row of files."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    prediction_id: int | None
+    cascade_id: int | None
+    state: str
+    reason_code: str | None
+    image_id: int | None
+    id: int
+
+
 @dataclass(slots=True)
 class Standing:
     """Of some found files: those that need nothing, and what has to be set right in their rows."""
 
     paths: set[str] = field(default_factory=set)  # as in FoundFile
-    returned: list[AnyRow] = field(default_factory=list)  # were missing
-    shown_by_another: list[tuple[AnyRow, AnyRow]] = field(default_factory=list)  # (row, our prediction)
+    returned: list[Known] = field(default_factory=list)  # were missing
+    shown_by_another: list[tuple[Known, AnyRow]] = field(default_factory=list)  # (row, our prediction)
 
 
 @cache
 def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
-    return select(
-        files.c.path,
-        files.c.size,
-        files.c.mtime_ns,
-        files.c.prediction_id,
-        files.c.cascade_id,
-        files.c.state,
-        files.c.reason_code,
-        files.c.image_id,
-        files.c.id,
-    ).where(among(dialect, files.c.path))
+    return select(*(files.c[name] for name in Known._fields)).where(among(dialect, files.c.path))
 
 
 @cache
@@ -76,28 +80,30 @@ def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int,
     """Which of these files are as recorded (size, mtime) and have an outcome that stands (Store.unchanged)."""
     texts = [path_to_text(file.path) for file in found]
     query = _select_known(connection.dialect.name)
-    known = {row[0]: row for row in connection.execute(query, {"keys": bound(connection, texts)})}
-    standing, elsewhere = Standing(), {}
+    # The driver's own tuples: a second scan of a million files spends its time here.
+    cursor: Any = connection.execute(query, {"keys": bound(connection, texts)}).cursor
+    known = {row[0]: row for row in cursor.fetchall()}
+    standing, elsewhere = Standing(), dict[str, Known]()
     if not known:
         return standing
     for text, file in zip(texts, found, strict=True):
         row = known.get(text)
         if row is None:
             continue
-        _, size, mtime_ns, prediction_id, by_cascade, state, *_ = row
-        if size != file.size or mtime_ns != to_int64(file.mtime_ns):
+        _, size, mtime_ns, prediction_id, by_cascade, state, _, _, _ = row
+        if size != file.size or (mtime_ns != file.mtime_ns and mtime_ns != to_int64(file.mtime_ns)):
             continue
         if prediction_id is not None:
             if file.problem is not None:
                 continue
             if by_cascade != cascade_id:
-                elsewhere[file.path] = row
+                elsewhere[file.path] = Known._make(row)
                 continue
-        elif not _rejection_stands(row, file, cascade_id, reprocess):
+        elif not _rejection_stands(Known._make(row), file, cascade_id, reprocess):
             continue
         standing.paths.add(file.path)
         if state == "missing":
-            standing.returned.append(row)
+            standing.returned.append(Known._make(row))
     if elsewhere:
         keys = bound(connection, {row.image_id for row in elsewhere.values()})
         told = connection.execute(_select_ours(connection.dialect.name), {"keys": keys, "cascade": cascade_id})
@@ -109,7 +115,7 @@ def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int,
     return standing
 
 
-def _rejection_stands(row: AnyRow, file: FoundFile, cascade_id: int, reprocess: Reprocess) -> bool:
+def _rejection_stands(row: Known, file: FoundFile, cascade_id: int, reprocess: Reprocess) -> bool:
     code = row.reason_code
     if code is None or code in PASSING_REASONS or row.state == FileState.RETRY or reprocess == "failed":
         return False

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -59,30 +60,36 @@ def stream_results(
     roots: Sequence[str] = (),
     limit: int | None = None,
 ) -> Iterator[AnyRow]:
-    """Rows of the view (named tuples in the order of RESULT_COLUMNS) by path; every filter given must hold.
+    """Rows of the view (named tuples in the order of RESULT_COLUMNS), root by root and by path; all filters hold.
 
     `min_confidence` is of `label`, 0..1; `since` is aware and compared with processed_at; `roots` are folders
-    or files. One consistent snapshot, fetched a thousand rows at a time.
+    or files. One consistent snapshot (on Postgres, one a root), fetched a thousand rows at a time.
     """
     conditions: list[sa.ColumnElement[bool]] = []
+    indexed: list[sa.ColumnElement[bool]] = []
     for column, value in (
-        (results.c.label, label),
-        (results.c.decision, None if decision is None else str(decision)),
-        (results.c.state, state),
-        (results.c.reason_code, reason_code),
+        (files.c.label, label),
+        (files.c.decision, None if decision is None else str(decision)),
+        (files.c.state, state),
+        (files.c.reason_code, reason_code),
     ):
         if value is not None:
-            conditions.append(column == value)
-    if min_confidence is not None:
-        conditions.append(results.c.confidence >= min_confidence)
+            indexed.append(column == value)
     if since is not None:
-        conditions.append(results.c.processed_at >= since)
-    if roots:
-        conditions.append(below(results.c.path, roots))
+        indexed.append(files.c.processed_at >= since)
+    if indexed:
+        # The paths first, by the filter's index: whole rows are then read in their order, and never sorted.
+        indexed += [] if min_confidence is None else [files.c.confidence >= min_confidence]
+        conditions.append(results.c.path.in_(select(files.c.path).where(*indexed)))
+    elif min_confidence is not None:  # no index for it alone, and many have it: the first rows come soon
+        conditions.append(results.c.confidence >= min_confidence)
     query = select(results).where(*conditions).order_by(results.c.path).limit(limit)
+    # A query for each piece of each root: SQLite would sort the whole rows of an OR, a million of them if need be.
+    pieces = [piece for root in sorted(roots) for piece in _pieces(results.c.path, root)]
     with connect(engine) as connection:
         streaming = connection.execution_options(yield_per=_PAGE)
-        yield from streaming.execute(query)
+        queries = [query.where(piece) for piece in pieces] if roots else [query]
+        yield from islice((row for each in queries for row in streaming.execute(each)), limit)
 
 
 def everything_about(engine: Engine, path_or_sha256: str) -> list[Film]:
@@ -101,8 +108,11 @@ def everything_about(engine: Engine, path_or_sha256: str) -> list[Film]:
 
 def below(column: sa.ColumnElement[str], roots: Sequence[str]) -> sa.ColumnElement[bool]:
     """The stored paths below any of these folders, or named themselves."""
-    exact = [column == path_to_text(root) for root in roots]
-    return sa.or_(*exact, *(in_range(column, span) for root in roots for span in under(root)))
+    return sa.or_(*(piece for root in roots for piece in _pieces(column, root)))
+
+
+def _pieces(column: sa.ColumnElement[str], root: str) -> list[sa.ColumnElement[bool]]:
+    return [column == path_to_text(root), *(in_range(column, span) for span in under(root))]
 
 
 def in_range(column: sa.ColumnElement[str], span: TextRange) -> sa.ColumnElement[bool]:

@@ -206,6 +206,7 @@ files = sa.Table(
     sa.CheckConstraint("(state = 'missing') = (missing_since IS NOT NULL)", name="missing_since"),
     sa.CheckConstraint("(state = 'claimed') = (lease_owner IS NOT NULL)", name="lease"),
     sa.Index(None, "label", "confidence"),
+    sa.Index(None, "label", "image_id"),  # counting through the view, which joins images
     sa.Index(None, "decision", "confidence"),
     sa.Index(None, "state", "label", "decision"),
     # What is still to be done is few among a million rows: these two stay small.
