@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,12 @@ def _real(place: Path, files: int, there: int) -> Path | None:
 def _encoded(kind: Kind) -> list[bytes]:
     sides = {"jpeg1024": (1024, 1024), "jpeg2000": (2000, 2000), "png1024": (1024, 1024)}
     rows, columns = sides.get(kind.name, (2500, 2048))
-    films = (draw_chest(Chest(seed, rows=rows, columns=columns)) for seed in range(_PICTURES))
-    return [bytes(_ENCODERS[kind.name](film)) for film in films]
+    return [bytes(_ENCODERS[kind.name](_drawn(seed, rows, columns))) for seed in range(_PICTURES)]
+
+
+@cache  # drawing a large one takes seconds, and three kinds share them
+def _drawn(seed: int, rows: int, columns: int) -> NDArray[np.float64]:
+    return draw_chest(Chest(seed, rows=rows, columns=columns))
 
 
 def _as(format_: str, **options: Any) -> Callable[[NDArray[np.float64]], bytes]:

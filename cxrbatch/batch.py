@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from cxrbatch.crash import crash_point
 from cxrbatch.nouns import Outcome
 
 __all__ = ["in_batches"]
@@ -27,6 +28,7 @@ def in_batches(
     oldest = 0.0
     for outcome in outcomes:
         if outcome is not None:
+            crash_point("road.decoded")
             if not batch:
                 oldest = clock()
             batch.append(outcome)

@@ -127,7 +127,7 @@ def watch(
     with closing(ahead(decoded, depth=2 * settings.batch_size or _DECODED_AHEAD)) as decoded_ahead:
         engine = start()  # while the decoders start too
         size = settings.batch_size or engine.batch_size
-        batches = in_batches(_beating(decoded_ahead, patience.beat), size, settings.batch_age_s)
+        batches = in_batches(decoded_ahead, size, settings.batch_age_s)
         in_flight = set[str]()
         cascade = Cascade(bundle, engine)
         scored = score(batches, cascade, work.store, work.run.cascade_id, "none", patience, in_flight)
@@ -146,18 +146,18 @@ def _record_all(
 ) -> None:
     """The end of the road: rows are written while the next batches are scored."""
     with closing(ahead(scored, _SCORED_AHEAD)) as scored_ahead:
-        for group in record(scored_ahead, commit, patience, full=full, age_s=age_s):
+        beating = _beating(scored_ahead, patience.beat)
+        for group in record(beating, commit, patience, full=full, age_s=age_s):
             in_flight.difference_update([outcome.image.sha256 for outcome in group if outcome.image])
             _count(group, counts)
             progress(counts)
 
 
-def _beating(outcomes: Iterator[Outcome | None], beat: Callable[[], None]) -> Iterator[Outcome | None]:
-    for outcome in outcomes:
+def _beating(batches: Iterator[list[Outcome]], beat: Callable[[], None]) -> Iterator[list[Outcome]]:
+    """At the end of the road and in the main thread: whatever hangs on the road stops the beat."""
+    for batch in batches:
         beat()
-        if outcome is not None:
-            crash_point("road.decoded")
-        yield outcome
+        yield batch
 
 
 def _decoded(

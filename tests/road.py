@@ -19,6 +19,9 @@ from PIL import Image
 
 from cxrbatch.store.engine import parse_url
 
+#: A commit a batch of 8: a scan of small films has a middle to be killed in.
+_PLAN = {"CXRBATCH_QUIET_S": "0", "CXRBATCH_RECORD_AGE_S": "0", "CXRBATCH_BATCH_SIZE": "8"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -43,7 +46,7 @@ class Road:
         return subprocess.Popen(
             [sys.executable, "-m", "cxrbatch", "--db", self.url, *map(str, args)],
             cwd=self.cwd,
-            env={**os.environ, "CXRBATCH_CASCADE": str(self.bundle), "CXRBATCH_QUIET_S": "0", **env},
+            env={**os.environ, **_PLAN, "CXRBATCH_CASCADE": str(self.bundle), **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
