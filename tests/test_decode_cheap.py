@@ -111,10 +111,11 @@ def test_exact_planes_are_those_of_the_whole_picture(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_cheap_planes_are_near_the_exact_ones(name: str) -> None:
     exact, cheap = (read(FILES[name], exact=way) for way in (True, False))
+    most, mean = (12, 0.9) if "j2k" in name else (8, 0.4)  # at 40 pixels a side; 2 and 0.2 at 224
     for spec in SPECS:
         difference = np.abs(exact.planes[spec].astype(int) - cheap.planes[spec])
-        assert difference.max() <= 6, spec
-        assert difference.mean() <= 0.6, spec
+        assert difference.max() <= most, spec
+        assert difference.mean() <= mean, spec
     for field in ("rows", "columns", "bits_stored", "grey_path", "inverted", "quality_flags"):
         assert getattr(exact.facts, field) == getattr(cheap.facts, field)
 
