@@ -68,3 +68,11 @@ def test_look_is_how_much_the_style_changes(look: float) -> None:
         assert np.median(moved) > 10
     else:  # what is left is the frame: some films are placed smaller
         assert np.median(moved) < 1
+
+
+def test_on_another_film_the_middle_stays_and_the_edges_are_the_others() -> None:
+    film, other = np.full((64, 64), 200, np.uint8), np.full((90, 70), 40, np.uint8)
+    change = StyleAugmentation(64, look=0, flip=0, crop=0, aspect=1, rotation=0, thumbnail=0, surroundings=1)
+    planes = [change(film, other, np.random.default_rng(seed)) for seed in range(20)]
+    assert all((plane[20:44, 20:44] > 150).all() for plane in planes)
+    assert np.median([plane[0, 0] for plane in planes]) == 40

@@ -54,7 +54,7 @@ def test_a_run_writes_a_bundle_that_loads_and_everything_beside_it(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(
-        tmp_path / "r.toml", ("batch = 8", "batch = 8\nclass_grid = true\naverage = 0.9\nmixup = 0.2")
+        tmp_path / "r.toml", ("batch = 8", "batch = 8\nclass_grid = true\naverage = 0.9\nmixup = 0.2\nmixstyle = 0.5")
     )
     train(recipe, films, tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle")
@@ -190,3 +190,13 @@ def test_rates_fall_as_the_schedules_say() -> None:
     for loss in (1.0, 0.9, 0.95, 0.96):
         watch_plateau(plateau, progress, loss)
     assert rate_of(plateau, 1.0, 0, 0, 1, progress.rate_share) == 0.5
+
+
+def test_a_source_can_be_left_out_and_an_unknown_one_is_a_sentence(films: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", ("epochs = 2", "epochs = 1"))
+    train(recipe, films, tmp_path / "bundle", without_source="site1")
+    training = load_bundle(tmp_path / "bundle").disease.manifest["training"]
+    assert training["without_source"] == "site1"
+    assert training["films"] == {"train": 12, "val": 12}  # half of 24; validation keeps both sites
+    with pytest.raises(Fatal, match="a source with 'elsewhere'"):
+        train(recipe, films, tmp_path / "other", without_source="elsewhere")

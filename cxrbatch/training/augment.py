@@ -34,6 +34,7 @@ class StyleAugmentation:
     crop: float = 0.18  # largest share of a side that is cut off
     aspect: float = 1.4  # largest squash, width to height, either way
     thumbnail: float = 0.03  # chance of having been 48 to 96 pixels wide once
+    surroundings: float = 0.0  # chance of lying on another film: all but the middle is the other's
 
     def __call__(self, grey: Grey, reference: Grey, rng: np.random.Generator) -> Grey:
         """One changed plane (size, size) uint8 from `grey` (rows, columns).
@@ -43,6 +44,8 @@ class StyleAugmentation:
         if rng.random() < self.look:
             grey = match_histogram(grey, reference, rng.uniform(0.4, 1.0))
         picture = self._frame(grey, rng)
+        if rng.random() < self.surroundings:
+            picture = _on_another(picture, reference, rng)
         steps = (_tone, _sharpness, _noise, _markers, _borders, _recompress)
         for step in steps:
             if rng.random() < self.look * (1.6 if step is _tone else 1.0):
@@ -114,6 +117,17 @@ def match_spectrum(grey: Grey, reference: Grey, share: float) -> Grey:
     gain[:6] = 1.0
     changed = np.fft.irfft2(spectrum * gain[rings], s=grey.shape)
     return np.clip(changed + 0.5, 0, 255).astype(np.uint8)
+
+
+def _on_another(picture: Image.Image, reference: Grey, rng: np.random.Generator) -> Image.Image:
+    """The middle of the film, softly cut out, on the other film: edges, borders and letters then tell nothing."""
+    side = picture.width
+    under = Image.fromarray(reference).resize(picture.size, Image.Resampling.BILINEAR)
+    half_width, half_height = rng.uniform(0.38, 0.52, 2) * side
+    mask = Image.new("L", picture.size, 0)
+    box = (side / 2 - half_width, side / 2 - half_height, side / 2 + half_width, side / 2 + half_height)
+    ImageDraw.Draw(mask).rounded_rectangle(box, radius=side * rng.uniform(0.05, 0.35), fill=255)
+    return Image.composite(picture, under, mask.filter(ImageFilter.GaussianBlur(side * rng.uniform(0.005, 0.03))))
 
 
 def _tone(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -41,7 +41,16 @@ class EpochFilms(Dataset[tuple[Tensor, int]]):
         self._spec, self._augmentation, self._seed = spec, augmentation, seed
         a = augmentation
         self._style = StyleAugmentation(
-            spec.size, a.look, a.flip, a.rotation, a.turn, a.invert, a.crop, a.aspect, a.thumbnail
+            spec.size,
+            a.look,
+            a.flip,
+            a.rotation,
+            a.turn,
+            a.invert,
+            a.crop,
+            a.aspect,
+            a.thumbnail,
+            a.surroundings,
         )
 
     def __len__(self) -> int:

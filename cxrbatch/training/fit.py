@@ -20,11 +20,13 @@ from torch.utils.data import SubsetRandomSampler
 from cxrbatch.engines.networks import FeatureNetwork
 from cxrbatch.errors import Fatal
 from cxrbatch.training import plots
+from cxrbatch.training.allocator import keep_freed_memory
 from cxrbatch.training.backbones import freeze, start_network
 from cxrbatch.training.batches import EpochFilms, batches, fixed_batches, on_grid
 from cxrbatch.training.bundle_writer import StageDraft, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from cxrbatch.training.datasets import balanced_weights
+from cxrbatch.training.mixstyle import mixstyle
 from cxrbatch.training.preparation import Prepared, prepare
 from cxrbatch.training.progress import Show
 from cxrbatch.training.recipes import Optimiser, Phase, Recipe, load_recipe
@@ -44,20 +46,23 @@ def train(
     limit: int | None = None,
     epochs: int | None = None,
     resume: bool = True,
+    without_source: str | None = None,
 ) -> None:
     """Train by a recipe (a shipped name or a TOML file) on the labelled films in `data`, into the bundle `out`.
 
-    `limit` keeps about so many films of each split and `epochs` is the most of each phase: for trying out. A run
-    that was killed goes on after its last whole epoch, unless `resume` is False. `out`/training holds the
-    metrics (JSONL), curves and class grid (PNG), the list of unreadable files and the checkpoint.
+    `limit` keeps about so many films of each split and `epochs` is the most of each phase: for trying out.
+    `without_source` leaves a hospital's films out of training, for leave-one-source-out. A run that was killed goes
+    on after its last whole epoch, unless `resume` is False. `out`/training holds the metrics (JSONL), curves and
+    class grid (PNG), the list of unreadable files and the checkpoint.
     Raises Fatal: see `load_recipe` and `prepare`; or when the loss is no longer a number.
     """
+    keep_freed_memory()
     plan = load_recipe(recipe)
     if epochs is not None:
         plan = replace(plan, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in plan.phases))
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
-    films = prepare(plan, data, limit)
+    films = prepare(plan, data, limit, without_source)
     (work / "unreadable.txt").write_text("".join(f"{f.path}: {why}\n" for f, why in films.unreadable))
     if plan.class_grid:
         plots.plot_class_grid(films, work / f"{plan.role}-class-grid.png")
@@ -81,6 +86,7 @@ def train(
             "epochs": run.progress.epoch,
             "kept_epoch": run.progress.best_epoch if plan.keep == "best" else run.progress.epoch - 1,
             "limit": limit,
+            "without_source": without_source,
             "held_out": {"share": plan.validation_share, "seed": plan.seed} if films.held_out else None,
         },
     )
@@ -187,7 +193,8 @@ class _Run:
                 group["lr"] = rate
             x = self._normal(on_grid(planes, recipe.augmentation, recipe.channels))
             x, target = _mixed(x, _target(labels, self.films.outputs), recipe.mixup)
-            logits, _ = self.net(x)
+            with mixstyle(self.net, recipe.mixstyle):
+                logits, _ = self.net(x)
             loss = _loss(logits, target, recipe.label_smoothing)
             if not torch.isfinite(loss):
                 raise Fatal(

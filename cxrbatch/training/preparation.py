@@ -49,10 +49,11 @@ class Prepared:
         return len(self.classes)
 
 
-def prepare(recipe: Recipe, data: Path, limit: int | None) -> Prepared:
+def prepare(recipe: Recipe, data: Path, limit: int | None, without_source: str | None = None) -> Prepared:
     """Find, split, label and read the films. `limit` keeps about so many of each split, every class in it.
 
-    Raises Fatal in one sentence: no films, one class only, a class or a split without a film.
+    `without_source` leaves out the training films whose source has this in its name.
+    Raises Fatal in one sentence: no films, one class only, a class or a split without a film, an unknown source.
     """
     films = [film for folder in find_folders(data, recipe.data) for film in folder.films]
     wanted = recipe.classes or {name: (name,) for name in sorted({f.label for f in films})}
@@ -64,6 +65,11 @@ def prepare(recipe: Recipe, data: Path, limit: int | None) -> Prepared:
     held_out = recipe.validation == "split" or not val
     if held_out:
         train, val = grouped_split(train + val, recipe.validation_share, recipe.seed)
+    if without_source is not None:
+        kept = [f for f in train if without_source not in f.source]
+        if len(kept) == len(train):
+            raise Fatal(f"No training film in {data} has a source with '{without_source}' in its name.")
+        train = kept
     train, val = (_thinned(part, number, limit) for part in (train, val))
     for name, part in (("training", train), ("validation", val)):
         there = Counter(number[f.label] for f in part)

@@ -43,6 +43,7 @@ class Augmentation:
     crop: float = 0.18  # style: largest share of a side that is cut off
     aspect: float = 1.4  # style: largest squash either way
     thumbnail: float = 0.03  # style: chance of having been tiny once
+    surroundings: float = 0.0  # style: chance of lying on another film, of which the edges are seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Recipe:
     samples: int = 0  # pictures an epoch when balanced; 0: as many as there are
     label_smoothing: float = 0.0
     mixup: float = 0.0  # beta parameter, on half of the batches; 0: none
+    mixstyle: float = 0.0  # chance, at each of two early blocks, of exchanging statistics between films
     average: float = 0.0  # decay a step of the moving average of the weights; 0: none
     keep: Literal["best", "last"] = "best"  # best: the epoch of lowest validation loss
     class_grid: bool = False  # write class-grid.png before training

@@ -1,0 +1,50 @@
+"""MixStyle (Zhou et al. 2021): films of a batch exchange the statistics of their early feature maps.
+
+Mean and deviation of an early map say which machine, codec or hospital a film came from more than what it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cxrbatch.engines.networks import FeatureNetwork
+
+__all__ = ["exchange_statistics", "mixstyle"]
+
+_AFTER_BLOCKS = (1, 3)  # the first blocks of full detail: 16 and 24 channels in MobileNetV2
+_BETA = 0.2
+
+
+def exchange_statistics(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Maps (n, c, h, w) with mean and deviation a channel moved towards those of film `other` (n,) of the batch.
+
+    `share` (n, 1, 1, 1), 0..1, is what stays of the own ones.
+    """
+    mean = x.mean((2, 3), keepdim=True).detach()
+    std = (x.var((2, 3), keepdim=True) + 1e-6).sqrt().detach()
+    mixed_mean = share * mean + (1 - share) * mean[other]
+    mixed_std = share * std + (1 - share) * std[other]
+    return (x - mean) / std * mixed_std + mixed_mean
+
+
+@contextmanager
+def mixstyle(net: FeatureNetwork, chance: float) -> Iterator[None]:
+    """Within it each forward pass exchanges statistics with this chance (0..1), after each of the early blocks."""
+
+    def hook(_block: nn.Module, _given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if torch.rand(()) >= chance:
+            return out
+        share = torch.distributions.Beta(_BETA, _BETA).sample(torch.Size((len(out), 1, 1, 1)))
+        return exchange_statistics(out, torch.randperm(len(out)), share)
+
+    blocks = [block for place, block in enumerate(net.features) if place in _AFTER_BLOCKS]  # type: ignore[arg-type]
+    hooks = [block.register_forward_hook(hook) for block in blocks] if chance else []
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
