@@ -41,7 +41,7 @@ def mixstyle(net: FeatureNetwork, chance: float) -> Iterator[None]:
         share = torch.distributions.Beta(_BETA, _BETA).sample(torch.Size((len(out), 1, 1, 1)))
         return exchange_statistics(out, torch.randperm(len(out)), share)
 
-    blocks = [block for place, block in enumerate(net.features) if place in _AFTER_BLOCKS]  # type: ignore[arg-type]
+    blocks = [block for place, block in enumerate(net.features) if place in _AFTER_BLOCKS]  # type: ignore[arg-type, var-annotated]
     hooks = [block.register_forward_hook(hook) for block in blocks] if chance else []
     try:
         yield
