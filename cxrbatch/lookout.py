@@ -146,10 +146,10 @@ def claims(
     """
     ask_at = clock()
     while not patience.stop.is_set():
-        if not news.is_set() and clock() < ask_at:
+        last_round = enough()
+        if not news.is_set() and clock() < ask_at and not last_round:
             yield None
             continue
-        last_round = enough()
         news.clear()
         try:
             claimed = patience(partial(work.claim, roots(), most))

@@ -36,17 +36,37 @@ class Arithmetic:
 
 def main() -> None:
     """`cxrbatch` with what the environment asks for."""
+    import importlib
+
+    import cxrbatch.crash
     import cxrbatch.ops.watch
     from cxrbatch import cli
 
-    if "TEST_FAULT" in os.environ:
-        import faults
-
-        faults.install(os.environ["TEST_FAULT"])
+    importlib.reload(cxrbatch.crash)  # in the nursery, it was read before this life's environment was there
+    _break()
     cxrbatch.ops.watch.open_engine = lambda *_: Arithmetic()  # type: ignore[assignment]
     sys.argv[0] = "cxrbatch"
     cli.main()
 
 
+def _break() -> None:
+    if "TEST_FAULT" in os.environ:
+        import faults
+
+        faults.install(os.environ["TEST_FAULT"])
+
+
+def _wait() -> None:
+    """For requests, with all that a life needs imported."""
+    import cxrbatch.ops.receive
+    import cxrbatch.ops.watch
+    import cxrbatch.store.export  # noqa: F401
+    import faults  # noqa: F401
+    import nursery
+    from cxrbatch import cli  # noqa: F401
+
+    nursery.serve(main)
+
+
 if __name__ == "__main__":
-    main()
+    _wait() if sys.argv[1:] == ["--nursery"] else main()

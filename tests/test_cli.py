@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from cxrbatch import settings
+from cxrbatch.errors import ExitCode, Fatal
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "sklearn"])
@@ -28,3 +32,19 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m cxrbatch config show | head -1"
     run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=tmp_path)
     assert run.stderr == ""
+
+
+def test_a_settings_file_that_cannot_be_looked_for_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as /etc/cxrbatch/config.toml in a folder that this user may not enter."""
+    monkeypatch.setattr(settings, "_CONFIG_PLACES", (Path("x" * 300),))  # any OSError but "not there" will do
+    with pytest.raises(Fatal, match="cannot be told") as caught:
+        settings.load_settings()
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_working_folder_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"cd gone && rmdir ../gone && {sys.executable} -m cxrbatch scan /tmp"
+    env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert (run.returncode, run.stderr) == (2, "cxrbatch: The working folder is gone; change to one that is there.\n")

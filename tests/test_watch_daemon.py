@@ -35,6 +35,7 @@ def place(tmp_path: Path, bundle: Path) -> Iterator[Place]:
 def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
     some_files(place.incoming)
     os.mkfifo(place.incoming / "fifo")
+    os.utime(film(place.incoming / "far.png", 99), (13e9, 13e9))  # the year 2381: more nanoseconds than int64 holds
     before = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
     assert place.run("--once", CXRBATCH_TRUNCATED_TRIES="1") == ExitCode.SOME_REJECTED
     rows = place.rows()
@@ -44,7 +45,7 @@ def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
         "junk.dcm": "not_an_image",
         "half.png": "truncated",
     }
-    assert rows["same.png"] == rows["0/0.png"]
+    assert rows["same.png"] == rows["0/0.png"] and rows["far.png"][0] == "done"
     place.no_orphans()
     # The incoming folder was read, and nothing else: not a name, not a byte, not a time but that of reading.
     after = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
@@ -125,7 +126,6 @@ def test_a_day_in_the_life(place: Place) -> None:
 
 def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: Place) -> None:
     config = place.cwd / "config.toml"
-    config.write_text('log_format = "json"\n')
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     address = f"\0cxrbatch-{os.getpid()}-{time.monotonic_ns()}"
     manager.bind(address)
@@ -136,7 +136,10 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
         while not said or wanted not in said[-1]:
             said.append(manager.recv(4096).decode())
 
+    place.url, url = "", place.url  # the file of settings names the store
+    config.write_text(f'log_format = "json"\ndb = "{url}"\n')
     daemon = place.start(NOTIFY_SOCKET="@" + address[1:], WATCHDOG_USEC="600000")
+    place.url = url
     hear("READY=1")
     hear("WATCHDOG=1")
     config.write_text("no_such_setting = 1\n")
@@ -144,7 +147,11 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     place.wait(lambda: "settings_refused" in place.log, daemon)
     hear("RELOADING=1")
     hear("READY=1")
-    config.write_text('exclude = ["*.png"]\n')
+    config.write_text('db = "sqlite:///another.db"\n')
+    daemon.send_signal(signal.SIGHUP)
+    place.wait(lambda: "another store needs a restart" in place.log, daemon)
+    hear("READY=1")
+    config.write_text(f'exclude = ["*.png"]\ndb = "{url}"\n')
     daemon.send_signal(signal.SIGHUP)
     place.wait(lambda: "settings_renewed" in place.log, daemon)
     hear("READY=1")

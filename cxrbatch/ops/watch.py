@@ -99,7 +99,7 @@ def _renewed(load: Callable[[], Settings], now: Settings) -> tuple[Settings, Bun
     """What SIGHUP asks for. Raises Fatal when the new settings cannot be worked with: the old ones stay."""
     settings = load()
     if settings.db != now.db:
-        raise Fatal("Another store needs a restart.")
+        raise Fatal("The setting db has changed, and another store needs a restart: the old settings stay.")
     return settings, load_bundle(settings.cascade)
 
 
@@ -143,6 +143,8 @@ def _live(life: _Watch, pulse: Pulse) -> None:
                 progress=_Report(),
             )
         life.stop.set()
+        for lookout in life.lookouts:
+            lookout.bell.rung.set()  # wakes it
         for lookout in life.lookouts:
             lookout.join(2)
 

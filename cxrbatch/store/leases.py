@@ -23,9 +23,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select, update
 
 from cxrbatch.errors import ReasonCode
-from cxrbatch.nouns import FoundFile
+from cxrbatch.nouns import FoundFile, to_int64
 from cxrbatch.store import presence
-from cxrbatch.store.columns import from_unsigned, to_int64
+from cxrbatch.store.columns import from_unsigned
 from cxrbatch.store.keys import AnyRow, among, bound, insert
 from cxrbatch.store.paths import path_to_text, text_to_path
 from cxrbatch.store.queries import below

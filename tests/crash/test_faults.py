@@ -17,7 +17,7 @@ from server import OwnPostgres
 from road import film
 from watching import CRASH_N, Place
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
 OS_ERRORS = ("EIO", "ENOSPC", "EACCES", "ESTALE", "EMFILE")
 EVERY = [

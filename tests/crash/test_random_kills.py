@@ -14,7 +14,7 @@ import pytest
 from road import film
 from watching import CRASH_N, PATIENCE_S, Place, kill_group
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.timeout(7200)

@@ -18,7 +18,7 @@ from cxrbatch.dicom.receiver import file_name
 from test_receiver import CLASSES, instance
 from watching import CRASH_N, Place, kill_group
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
 ENV = {"CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_MAX_ASSOCIATIONS": "64", "CXRBATCH_MIN_FREE_MIB": "1"}
 
@@ -97,7 +97,6 @@ def test_kill_at(empty_place: Place, point: str) -> None:
     check(empty_place, sent, acknowledged, port)
 
 
-@pytest.mark.timeout(600)
 def test_many_associations_killed_half_way(empty_place: Place) -> None:
     """And a port scanner at the same time."""
     port = free_port()
