@@ -50,10 +50,10 @@ def main() -> None:
 
 
 def _break() -> None:
-    if "TEST_FAULT" in os.environ:
+    if "TEST_FAULT" in os.environ or "TEST_FAULT_FILE" in os.environ:
         import faults
 
-        faults.install(os.environ["TEST_FAULT"])
+        faults.install()
 
 
 def _wait() -> None:
@@ -68,5 +68,7 @@ def _wait() -> None:
     nursery.serve(main)
 
 
+if __name__ == "__mp_main__":  # a decode process
+    _break()
 if __name__ == "__main__":
     _wait() if sys.argv[1:] == ["--nursery"] else main()

@@ -46,10 +46,13 @@ class Place:
     forked: bool = True  # from the nursery; False: a new interpreter
     started: list[Process] = field(default_factory=list)
 
+    watched: Path | None = None  # None: a folder of its own
+
     @property
     def incoming(self) -> Path:
-        (self.cwd / "in").mkdir(exist_ok=True)
-        return self.cwd / "in"
+        folder = self.watched or self.cwd / "in"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def start(self, *args: object, command: str = "watch", **env: str) -> Process:
         """`cxrbatch watch in …` in a process group of its own; its log goes to log.txt."""
@@ -135,6 +138,15 @@ class Place:
             assert self.ask("PRAGMA integrity_check") == [("ok",)]
         assert not list(self.incoming.rglob(".*"))
         self.no_orphans()
+
+    def undisturbed(self) -> dict[str, tuple[Any, ...]]:
+        """The rows that a run gives that nobody disturbs, over the folder as it is now, in a store of its own."""
+        folder = self.cwd / "undisturbed"
+        folder.mkdir()
+        calm = Place(folder, f"sqlite:///{folder}/store.db", self.bundle)
+        calm.watched = self.incoming
+        assert calm.run("--once", CXRBATCH_TRUNCATED_TRIES="1", CXRBATCH_BATCH_SIZE="32") in (0, 3), calm.log[-3000:]
+        return calm.rows()
 
     def no_orphans(self) -> None:
         """Nothing of the daemons that have ended is still running."""

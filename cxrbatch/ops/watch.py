@@ -117,7 +117,7 @@ def _live(life: _Watch, pulse: Pulse) -> None:
         stack.callback(life.finished.set)
         stack.callback(life.stop.set)
         for task in (_renew_leases, _see_the_end):
-            threading.Thread(target=task, args=(life, work), name=task.__name__, daemon=True).start()
+            threading.Thread(target=_or_fail, args=(task, life, work), name=task.__name__, daemon=True).start()
         _look_out(life, work, stack)
         if settings.listen:
             _receive(life, stack)
@@ -209,6 +209,13 @@ def _start_engine(life: _Watch) -> Engine:
 
 def _long_paths(life: _Watch) -> Mapping[str, str]:
     return ChainMap(*(lookout.folder.long_paths for lookout in life.lookouts))
+
+
+def _or_fail(task: Callable[[_Watch, Work], None], life: _Watch, work: Work) -> None:
+    try:
+        task(life, work)
+    except BaseException as error:
+        life.fail(error)
 
 
 def _renew_leases(life: _Watch, work: Work) -> None:
