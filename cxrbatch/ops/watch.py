@@ -26,7 +26,7 @@ from cxrbatch.discover import roots_of
 from cxrbatch.engines import open_engine
 from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.lookout import Lookout, claims
+from cxrbatch.lookout import Lookout, Outage, claims
 from cxrbatch.ops.key_file import identifiers_of
 from cxrbatch.ops.logs import listen_to_everything, log, where
 from cxrbatch.ops.pulse import Pulse
@@ -105,7 +105,7 @@ def _renewed(load: Callable[[], Settings], now: Settings) -> tuple[Settings, Bun
 
 def _live(life: _Watch, pulse: Pulse) -> None:
     settings = life.settings
-    patience = Patience(forever=True, stop=life.stop, tell=_tell_of_store, beat=pulse.beat)
+    patience = Patience(forever=True, stop=life.stop, tell=_store_outage(), beat=pulse.beat)
     with ExitStack() as stack:
         try:
             store = stack.enter_context(patience(partial(Store.open, settings.db)))
@@ -236,11 +236,11 @@ def _see_the_end(life: _Watch, work: Work) -> None:
     os._exit(ExitCode.OK if life.failure is None else ExitCode.FATAL)
 
 
-def _tell_of_store(sentence: str | None) -> None:
-    if sentence is None:
-        log.warning("store_back")
-    else:
-        log.error("store_down", why=without_password(sentence))
+def _store_outage() -> Outage:
+    return Outage(
+        lambda why: log.error("store_down", why=without_password(why)),
+        lambda: log.warning("store_back"),
+    )
 
 
 class _Report:
