@@ -6,13 +6,19 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from cxrbatch.errors import ExitCode
+from cxrbatch.ops import watch as ops_watch
+from cxrbatch.ops.service_manager import tell_service_manager
+from cxrbatch.settings import Settings
 from making import make_bundle
 from road import film
 from watching import Place, some_files
@@ -129,12 +135,18 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     address = f"\0cxrbatch-{os.getpid()}-{time.monotonic_ns()}"
     manager.bind(address)
-    manager.settimeout(100)
-    said: list[str] = []
+    said: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:  # all the time, as systemd does: its queue holds few messages
+        with suppress(OSError):
+            while True:
+                said.put(manager.recv(4096).decode())
 
     def hear(wanted: str) -> None:
-        while not said or wanted not in said[-1]:
-            said.append(manager.recv(4096).decode())
+        while wanted not in said.get(timeout=100):
+            pass
+
+    threading.Thread(target=listen, daemon=True).start()
 
     place.url, url = "", place.url  # the file of settings names the store
     config.write_text(f'log_format = "json"\ndb = "{url}"\n')
@@ -162,6 +174,25 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     assert place.rows().keys() == {"junk"}
     hear("STOPPING=1")
     manager.close()
+
+
+def test_a_service_manager_that_reads_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        name = f"cxrbatch-deaf-{os.getpid()}-{time.monotonic_ns()}"
+        deaf.bind(f"\0{name}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        assert not all(tell_service_manager("WATCHDOG=1") for _ in range(10_000))
+
+
+def test_a_thread_that_cannot_go_on_stops_the_whole() -> None:
+    """Leases that nobody renews would be taken over while we work on."""
+
+    def breaks(*_: object) -> None:
+        raise MemoryError
+
+    life = ops_watch._Watch(Settings(), None, [], once=False)  # type: ignore[arg-type]
+    ops_watch._or_fail(breaks, life, None)  # type: ignore[arg-type]
+    assert isinstance(life.failure, MemoryError) and life.stop.is_set()
 
 
 def test_what_cannot_be_drained_in_time_is_given_back(place: Place) -> None:
