@@ -9,6 +9,7 @@ requests come as lines of JSON, pids and exit codes go back. It ends with the te
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -59,6 +60,7 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, program, "--nursery"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
+        atexit.register(self._end)
         self._codes: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -78,6 +80,11 @@ class Nursery:
             while pid not in self._codes and select.select([self._process.stdout], [], [], 0)[0]:
                 self._hear()
             return self._codes.get(pid)
+
+    def _end(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(20)
 
     def _hear(self) -> dict[str, int]:
         assert self._process.stdout
