@@ -48,3 +48,14 @@ def test_a_working_folder_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (run.returncode, run.stderr) == (2, "cxrbatch: The working folder is gone; change to one that is there.\n")
+
+
+def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom cxrbatch.cli import app, main\n"
+        "def eats():\n    raise MemoryError\n"
+        "app.command('eats')(eats)\nsys.argv = ['cxrbatch', 'eats']; main()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1) and "not enough memory" in run.stderr
