@@ -26,7 +26,7 @@ from cxrbatch.formats.sniff import sniff
 from cxrbatch.formats.stored import StoredPicture
 from cxrbatch.formats.tiff import read_tiff
 from cxrbatch.normalize import MEAN_ROOM, fit_plane, render, shrink_factor
-from cxrbatch.nouns import DecodedImage, ImageFacts, PlaneSpec
+from cxrbatch.nouns import DecodedImage, ImageFacts, PlaneSpec, to_int64
 from cxrbatch.polarity import looks_negative
 
 __all__ = ["Identifiers", "Limits", "decode_bytes", "decode_file", "read_grey"]
@@ -142,8 +142,9 @@ def _read(path: str, size: int, mtime_ns: int, limits: Limits) -> bytes:
         raise _os_problem(error) from None
     except ValueError:
         raise Rejected(ReasonCode.UNREADABLE, "The name cannot be opened.") from None
-    seen = {(len(data), before.st_mtime_ns), (after.st_size, after.st_mtime_ns), (size, mtime_ns)}
-    if len(seen) > 1:
+    seen = ((len(data), before.st_mtime_ns), (after.st_size, after.st_mtime_ns), (size, mtime_ns))
+    # What was seen may have been through the ledger, which holds no times after 2262.
+    if len({(seen_size, to_int64(seen_mtime_ns)) for seen_size, seen_mtime_ns in seen}) > 1:
         raise Retry(ReasonCode.CHANGED_WHILE_READ, "The file changed while it was read.")
     return data
 

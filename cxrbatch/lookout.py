@@ -19,7 +19,7 @@ from cxrbatch.nouns import FoundFile
 from cxrbatch.store import Patience, StoreDown, Work
 from cxrbatch.watch import Folder, Paused, Schedule
 
-__all__ = ["Lookout", "Say", "claims"]
+__all__ = ["Lookout", "Outage", "Say", "claims"]
 
 _OFFER = 1_000  # files in one transaction
 _LONGEST_NAP_S = 1.0
@@ -30,6 +30,29 @@ class Say(Protocol):
     """One event of the log: a name, and values under the keys that ops/logs.py allows."""
 
     def __call__(self, event: str, **values: object) -> None: ...
+
+
+class Outage:
+    """Says when something goes and when it is back. Of what comes and goes it speaks once in `rest_s`."""
+
+    def __init__(
+        self,
+        gone: Callable[[str], None],
+        back: Callable[[], None],
+        rest_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._gone, self._back, self._rest_s, self._clock = gone, back, rest_s, clock
+        self._told, self._not_before = False, clock()
+
+    def __call__(self, why: str | None) -> None:
+        """At each try: a sentence when it failed, None when it worked."""
+        if why is None and self._told:
+            self._told = False
+            self._back()
+        elif why is not None and not self._told and self._clock() >= self._not_before:
+            self._told, self._not_before = True, self._clock() + self._rest_s
+            self._gone(why)
 
 
 class Lookout(threading.Thread):
@@ -55,6 +78,10 @@ class Lookout(threading.Thread):
         self.paused = self._idle = False
         self._patience, self._stop_event, self._news = patience, patience.stop, news
         self._say, self._fail, self._clock = say, fail, clock
+        self._outage = Outage(
+            lambda why: say("folder_paused", folder=folder.root, why=why),
+            lambda: say("folder_back", folder=folder.root),
+        )
 
     @property
     def idle(self) -> bool:
@@ -89,14 +116,14 @@ class Lookout(threading.Thread):
         try:
             self._offer(self.folder.walk())
         except Paused as pause:
+            self._outage(str(pause))
             if not self.paused:
-                self._say("folder_paused", folder=self.folder.root, why=str(pause))
                 self.bell.disarm()
             self.paused = True
             self.schedule.paused(_PAUSED_S)
             return
+        self._outage(None)
         if self.paused:
-            self._say("folder_back", folder=self.folder.root)
             self.bell.arm()
         self.paused = False
         crash_point("walk.ended")
@@ -146,10 +173,10 @@ def claims(
     """
     ask_at = clock()
     while not patience.stop.is_set():
-        if not news.is_set() and clock() < ask_at:
+        last_round = enough()
+        if not news.is_set() and clock() < ask_at and not last_round:
             yield None
             continue
-        last_round = enough()
         news.clear()
         try:
             claimed = patience(partial(work.claim, roots(), most))

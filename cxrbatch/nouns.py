@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cxrbatch.errors import Rejected
 
 __all__ = [
+    "INT64_MAX",
     "Decision",
     "DecodedImage",
     "FoundFile",
@@ -22,7 +23,15 @@ __all__ = [
     "Outcome",
     "PlaneSpec",
     "Verdict",
+    "to_int64",
 ]
+
+INT64_MAX = 2**63 - 1
+
+
+def to_int64(number: int) -> int:
+    """A time stamp as the ledger holds it: file systems know years (2400) that int64 nanoseconds do not."""
+    return max(-INT64_MAX, min(INT64_MAX, number))
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,20 @@ class Settings(BaseSettings):
 
 
 def config_file(explicit: Path | None) -> Path | None:
-    """The configuration file that counts, or None where there is none."""
+    """The configuration file that counts, or None where there is none. Raises Fatal where that cannot be told."""
     if explicit is not None:
         return explicit
-    return next((place for place in _CONFIG_PLACES if place.is_file()), None)
+    for place in _CONFIG_PLACES:
+        try:
+            if place.is_file():
+                return place
+        except OSError as error:
+            raise Fatal(
+                f"Whether there is a configuration file {place} cannot be told ({error.strerror}); name one with "
+                "--config.",
+                ExitCode.USAGE,
+            ) from None
+    return None
 
 
 def load_settings(explicit_file: Path | None = None, flags: dict[str, Any] | None = None) -> Settings:
@@ -88,6 +98,10 @@ def load_settings(explicit_file: Path | None = None, flags: dict[str, Any] | Non
     Raises Fatal (exit 2) with the name of the unknown or impossible setting.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        os.getcwd()  # stores, keys and folders may be named from here
+    except OSError:
+        raise Fatal("The working folder is gone; change to one that is there.", ExitCode.USAGE) from None
     try:
         # Environment variables are read by pydantic-settings itself, and are stronger than the file's values.
         values = {k: v for k, v in _file_values(explicit_file).items() if not _in_environment(k)}

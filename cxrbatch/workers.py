@@ -183,9 +183,17 @@ class _Worker:
         if answer == _READY:
             self._ready, self._failed_starts = True, 0
             return None
-        self.job = None
         if isinstance(answer, Rejected):
+            first_of_worker = self._jobs_left == _JOBS_A_WORKER - 1
+            if answer.reason_code == ReasonCode.DECODER_OUT_OF_MEMORY and job.attempt == 1 and not first_of_worker:
+                # What earlier files left behind may have filled it: a fresh one judges.
+                self._replace()
+                job.attempt = 2
+                again.append(job)
+                return None
+            self.job = None
             return Outcome(job.file, rejected=answer)
+        self.job = None
         assert isinstance(answer, DecodedImage)
         return Outcome(job.file, image=answer)
 

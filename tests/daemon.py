@@ -36,17 +36,60 @@ class Arithmetic:
 
 def main() -> None:
     """`cxrbatch` with what the environment asks for."""
+    import importlib
+
+    import cxrbatch.crash
     import cxrbatch.ops.watch
     from cxrbatch import cli
 
-    if "TEST_FAULT" in os.environ:
-        import faults
-
-        faults.install(os.environ["TEST_FAULT"])
+    importlib.reload(cxrbatch.crash)  # in the nursery, it was read before this life's environment was there
+    _break()
     cxrbatch.ops.watch.open_engine = lambda *_: Arithmetic()  # type: ignore[assignment]
     sys.argv[0] = "cxrbatch"
     cli.main()
 
 
+def _break() -> None:
+    if "TEST_FAULT" in os.environ or "TEST_FAULT_FILE" in os.environ:
+        import faults
+
+        faults.install()
+
+
+def _wait() -> None:
+    """For requests, with all that a life needs imported."""
+    import cxrbatch.ops.receive
+    import cxrbatch.ops.watch
+    import cxrbatch.store.export  # noqa: F401
+    import faults  # noqa: F401
+    import nursery
+    from cxrbatch import cli  # noqa: F401
+
+    nursery.serve(main)
+
+
+def _clock() -> None:
+    """Write down how long each file takes: wall and CPU seconds, and its name."""
+    if "TEST_TIMES" not in os.environ:
+        return
+    from cxrbatch import decode
+
+    real = decode.decode_file
+    out = os.open(os.environ["TEST_TIMES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def timed(path: str, *args: Any) -> Any:
+        wall, cpu = time.monotonic(), time.process_time()
+        try:
+            return real(path, *args)
+        finally:
+            line = f"{time.monotonic() - wall:.6f} {time.process_time() - cpu:.6f} {os.path.basename(path)}\n"
+            os.write(out, line.encode())
+
+    decode.decode_file = timed
+
+
+if __name__ == "__mp_main__":  # a decode process
+    _break()
+    _clock()
 if __name__ == "__main__":
-    main()
+    _wait() if sys.argv[1:] == ["--nursery"] else main()

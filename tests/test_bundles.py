@@ -98,3 +98,7 @@ def test_check_planes_are_the_same_everywhere() -> None:
     planes = check_planes(64)
     assert planes.dtype == np.uint8 and planes.shape == (4, 64, 64)
     assert len({hashlib.sha256(p.tobytes()).hexdigest() for p in planes}) == 4
+
+
+def test_a_name_that_the_file_system_refuses() -> None:
+    refused(Path("x" * 300), "cannot be read")

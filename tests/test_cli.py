@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from cxrbatch import settings
+from cxrbatch.errors import ExitCode, Fatal
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "sklearn"])
@@ -37,3 +41,30 @@ def test_what_a_decode_process_imports_of_its_parents_file_is_not_the_command_li
     program = f"import sys, {module}; print('cxrbatch.cli' in sys.modules, 'numpy' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert told.split() == ["False", "False"]
+
+
+def test_a_settings_file_that_cannot_be_looked_for_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as /etc/cxrbatch/config.toml in a folder that this user may not enter."""
+    monkeypatch.setattr(settings, "_CONFIG_PLACES", (Path("x" * 300),))  # any OSError but "not there" will do
+    with pytest.raises(Fatal, match="cannot be told") as caught:
+        settings.load_settings()
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_working_folder_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"cd gone && rmdir ../gone && {sys.executable} -m cxrbatch scan /tmp"
+    env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert (run.returncode, run.stderr) == (2, "cxrbatch: The working folder is gone; change to one that is there.\n")
+
+
+def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom cxrbatch.cli import app, main\n"
+        "def eats():\n    raise MemoryError\n"
+        "app.command('eats')(eats)\nsys.argv = ['cxrbatch', 'eats']; main()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1) and "not enough memory" in run.stderr

@@ -280,6 +280,9 @@ def test_the_file_system_s_troubles(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert reason(tmp_path / "gone.png") == (ReasonCode.VANISHED, True)
     assert reason(film, size=1) == (ReasonCode.CHANGED_WHILE_READ, True)
     assert reason(film, mtime_ns=1) == (ReasonCode.CHANGED_WHILE_READ, True)
+    os.utime(film, ns=(0, 2**63 + 10**18))  # the year 2294, which the ledger cannot hold
+    assert read(film).facts == read(film, mtime_ns=2**63 - 1).facts
+    assert reason(film, mtime_ns=1) == (ReasonCode.CHANGED_WHILE_READ, True)
     os.mkfifo(tmp_path / "fifo.dcm")
     assert reason(tmp_path / "fifo.dcm") == (ReasonCode.NOT_A_REGULAR_FILE, False)
     assert reason(Path("/dev/zero")) == (ReasonCode.NOT_A_REGULAR_FILE, False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import socket
 import ssl
+import stat
 import struct
 import subprocess
 import threading
@@ -185,6 +188,26 @@ def test_a_write_that_fails_leaves_nothing_and_is_not_acknowledged(
         assert not stored(folder)
         assert association.send_c_store(instance("1.2.3")).Status == 0x0000
     assert heard == [("store_failed", {"error": "OSError"})]
+
+
+def test_what_is_there_already_is_acknowledged_once_its_folder_is_on_the_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The life before this one may have ended between the rename and the folder's fsync."""
+    real, synced = os.fsync, list[bool]()
+
+    def fsync(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if synced == [False, True]:
+            raise OSError(errno.EIO, "injected")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with listening(folder) as receiver, sender(receiver) as association:
+        assert association.send_c_store(instance("1.2.3")).Status == 0xA700
+        assert len(stored(folder)) == 1
+        assert association.send_c_store(instance("1.2.3")).Status == 0x0000
+    assert synced == [False, True, True, True]
 
 
 def test_associations_over_the_limit_are_refused_and_later_let_in(folder: Path) -> None:

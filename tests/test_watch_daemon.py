@@ -6,13 +6,19 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from cxrbatch.errors import ExitCode
+from cxrbatch.ops import watch as ops_watch
+from cxrbatch.ops.service_manager import tell_service_manager
+from cxrbatch.settings import Settings
 from making import make_bundle
 from road import film
 from watching import Place, some_files
@@ -35,6 +41,7 @@ def place(tmp_path: Path, bundle: Path) -> Iterator[Place]:
 def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
     some_files(place.incoming)
     os.mkfifo(place.incoming / "fifo")
+    os.utime(film(place.incoming / "far.png", 99), (13e9, 13e9))  # the year 2381: more nanoseconds than int64 holds
     before = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
     assert place.run("--once", CXRBATCH_TRUNCATED_TRIES="1") == ExitCode.SOME_REJECTED
     rows = place.rows()
@@ -44,7 +51,7 @@ def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
         "junk.dcm": "not_an_image",
         "half.png": "truncated",
     }
-    assert rows["same.png"] == rows["0/0.png"]
+    assert rows["same.png"] == rows["0/0.png"] and rows["far.png"][0] == "done"
     place.no_orphans()
     # The incoming folder was read, and nothing else: not a name, not a byte, not a time but that of reading.
     after = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
@@ -125,18 +132,26 @@ def test_a_day_in_the_life(place: Place) -> None:
 
 def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: Place) -> None:
     config = place.cwd / "config.toml"
-    config.write_text('log_format = "json"\n')
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     address = f"\0cxrbatch-{os.getpid()}-{time.monotonic_ns()}"
     manager.bind(address)
-    manager.settimeout(100)
-    said: list[str] = []
+    said: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:  # all the time, as systemd does: its queue holds few messages
+        with suppress(OSError):
+            while True:
+                said.put(manager.recv(4096).decode())
 
     def hear(wanted: str) -> None:
-        while not said or wanted not in said[-1]:
-            said.append(manager.recv(4096).decode())
+        while wanted not in said.get(timeout=100):
+            pass
 
+    threading.Thread(target=listen, daemon=True).start()
+
+    place.url, url = "", place.url  # the file of settings names the store
+    config.write_text(f'log_format = "json"\ndb = "{url}"\n')
     daemon = place.start(NOTIFY_SOCKET="@" + address[1:], WATCHDOG_USEC="600000")
+    place.url = url
     hear("READY=1")
     hear("WATCHDOG=1")
     config.write_text("no_such_setting = 1\n")
@@ -144,7 +159,11 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     place.wait(lambda: "settings_refused" in place.log, daemon)
     hear("RELOADING=1")
     hear("READY=1")
-    config.write_text('exclude = ["*.png"]\n')
+    config.write_text('db = "sqlite:///another.db"\n')
+    daemon.send_signal(signal.SIGHUP)
+    place.wait(lambda: "another store needs a restart" in place.log, daemon)
+    hear("READY=1")
+    config.write_text(f'exclude = ["*.png"]\ndb = "{url}"\n')
     daemon.send_signal(signal.SIGHUP)
     place.wait(lambda: "settings_renewed" in place.log, daemon)
     hear("READY=1")
@@ -155,6 +174,25 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     assert place.rows().keys() == {"junk"}
     hear("STOPPING=1")
     manager.close()
+
+
+def test_a_service_manager_that_reads_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        name = f"cxrbatch-deaf-{os.getpid()}-{time.monotonic_ns()}"
+        deaf.bind(f"\0{name}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        assert not all(tell_service_manager("WATCHDOG=1") for _ in range(10_000))
+
+
+def test_a_thread_that_cannot_go_on_stops_the_whole() -> None:
+    """Leases that nobody renews would be taken over while we work on."""
+
+    def breaks(*_: object) -> None:
+        raise MemoryError
+
+    life = ops_watch._Watch(Settings(), None, [], once=False)  # type: ignore[arg-type]
+    ops_watch._or_fail(breaks, life, None)  # type: ignore[arg-type]
+    assert isinstance(life.failure, MemoryError) and life.stop.is_set()
 
 
 def test_what_cannot_be_drained_in_time_is_given_back(place: Place) -> None:

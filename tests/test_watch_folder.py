@@ -12,6 +12,7 @@ import pytest
 from cxrbatch import watch as watch_module
 from cxrbatch.discover import Wanted
 from cxrbatch.errors import ReasonCode
+from cxrbatch.lookout import Outage
 from cxrbatch.nouns import FoundFile
 from cxrbatch.watch import Folder, Paused, Schedule
 
@@ -313,3 +314,20 @@ def test_the_schedule_walks_at_once_then_at_intervals_and_soon_after_the_bell() 
     assert schedule.due_in() == 0
     schedule.paused(5.0)
     assert schedule.due_in() == 5
+
+
+def test_what_comes_and_goes_is_told_sparingly_and_what_stays_away_is_told() -> None:
+    clock, told = Clock(), list[str]()
+    outage = Outage(told.append, lambda: told.append("back"), 30.0, clock)
+    for _ in range(10):
+        outage("gone")
+        outage("gone")
+        outage(None)
+        outage(None)
+        clock.now += 2
+    assert told == ["gone", "back"]
+    clock.now += 5
+    outage("gone again")  # 25 s after the last word
+    clock.now += 5
+    outage("gone for good")
+    assert told == ["gone", "back", "gone for good"]

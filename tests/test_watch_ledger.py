@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.nouns import FoundFile
-from cxrbatch.store import Run, Store, Waits, Work, path_to_text, retry_now
+from cxrbatch.store import Run, Store, StoreDown, Waits, Work, path_to_text, retry_now
 from cxrbatch.store.engine import connect
 from cxrbatch.store.schema import files
 from store_films import CASCADE, OTHER_CASCADE, film, found, linked, reject
@@ -150,6 +150,28 @@ def test_a_lease_that_runs_out_is_taken_over_and_the_late_write_loses(
     assert (late.late, late.done) == (2, 0)
     assert {row.path: row.label for row in store.results()} == {"/in/a": "COVID19", "/in/b": None}
     assert two.record([film("/in/b", "COVID19")]).done == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_found_by_the_next(
+    one: Work, two: Work, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit came through and the connection went: leases would be renewed for ever, and nobody at work."""
+    dialect = store.engine.dialect
+    commit = dialect.do_commit
+
+    def commit_and_lose(connection: Any) -> None:
+        commit(connection)
+        raise dialect.loaded_dbapi.OperationalError("disk I/O error: the server closed the connection")
+
+    offer(one, "/in/a", "/in/b", "/in/c")
+    assert taken(one, 1) == ["/in/a"]
+    with monkeypatch.context() as broken:
+        broken.setattr(dialect, "do_commit", commit_and_lose)
+        with pytest.raises(StoreDown):
+            one.claim(["/in"], 1)
+    assert sorted([*taken(two), *taken(one)]) == ["/in/b", "/in/c"]
+    assert taken(one) == []
+    assert one.record([film("/in/a")]).done == 1
 
 
 def test_a_lease_that_ran_out_but_was_not_taken_still_counts(one: Work, clock: Clock) -> None:

@@ -6,6 +6,7 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
@@ -15,6 +16,8 @@ from pynetdicom import AE, build_context
 
 from cxrbatch.errors import ExitCode
 from cxrbatch.ops import logs
+from cxrbatch.ops.key_file import identifiers_of
+from cxrbatch.settings import Settings
 from making import make_bundle
 from test_receiver import CLASSES, instance, listening
 from watching import Place
@@ -126,3 +129,12 @@ def test_a_receiver_at_debug_says_nothing_of_its_peers(folder_in: Path, caplog: 
 def folder_in(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     return tmp_path / "in"
+
+
+def test_programs_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
+    settings = Settings(id_key_file=str(tmp_path / "key"))
+    with ThreadPoolExecutor(16) as pool:
+        keys = {future.result().key for future in [pool.submit(identifiers_of, settings) for _ in range(64)]}
+    assert len(keys) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ import pytest
 from cxrbatch.errors import Fatal, ReasonCode, Rejected
 from cxrbatch.nouns import DecodedImage, FoundFile, ImageFacts, Outcome
 from cxrbatch.workers import decode_all
+
+_LEAKED: list[bytearray] = []
 
 
 def task(file: FoundFile) -> DecodedImage:
@@ -31,6 +34,13 @@ def task(file: FoundFile) -> DecodedImage:
         time.sleep(600)
     if name.startswith("hungry"):
         bytearray(4 * 2**30)
+    if name.startswith("leaks"):
+        with suppress(MemoryError):
+            while True:
+                _LEAKED.append(bytearray(2**26))
+        del _LEAKED[-2:]
+    if name.startswith("wants more than is left"):
+        bytearray(2**28)
     if name.startswith("reject"):
         raise Rejected(ReasonCode.TRUNCATED, "cut short")
     if name.startswith("panic"):
@@ -63,6 +73,18 @@ def test_a_worker_that_dies_costs_its_own_file_only(tmp_path: Path) -> None:
         "panic": ReasonCode.DECODER_CRASHED,
         "hungry": ReasonCode.DECODER_OUT_OF_MEMORY,
     }  # and "once", killed from outside the first time, was read the second time
+
+
+def test_a_worker_full_of_what_others_left_behind_is_not_the_file_s_fault() -> None:
+    pool = decode_all(
+        files("leaks", "wants more than is left", "hungry"), task, workers=1, timeout_s=20, memory_mib=1536
+    )
+    reasons = {os.path.basename(o.file.path): o.rejected and o.rejected.reason_code for o in pool if o}
+    assert reasons == {
+        "leaks": None,
+        "wants more than is left": None,
+        "hungry": ReasonCode.DECODER_OUT_OF_MEMORY,
+    }
 
 
 def test_a_worker_that_stalls_is_stopped_by_the_parents_clock() -> None:

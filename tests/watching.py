@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,21 @@ import psutil
 import sqlalchemy as sa
 
 from cxrbatch.store.engine import parse_url
+from nursery import Life, Nursery
 
 HERE = Path(__file__).parent
 #: How much to run: 0 is the share of a plain `pytest` (see the Makefile).
 CRASH_N, FUZZ_N, SOAK_N = (int(os.environ.get(f"CXRBATCH_{kind}_N", "0")) for kind in ("CRASH", "FUZZ", "SOAK"))
-PATIENCE_S = 100.0  # machines may be busy: no test waits so long unless something is wrong
+#: Machines may be busy: no test waits so long unless something is wrong.
+PATIENCE_S = 400.0 if CRASH_N or FUZZ_N or SOAK_N else 100.0
+
+
+Process = subprocess.Popen[str] | Life
+
+
+@cache
+def nursery() -> Nursery:
+    return Nursery(HERE / "daemon.py", {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"})
 
 
 @dataclass
@@ -33,14 +43,18 @@ class Place:
     url: str
     bundle: Path
     options: tuple[str, ...] = ()  # before the command
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    forked: bool = True  # from the nursery; False: a new interpreter
+    started: list[Process] = field(default_factory=list)
+
+    watched: Path | None = None  # None: a folder of its own
 
     @property
     def incoming(self) -> Path:
-        (self.cwd / "in").mkdir(exist_ok=True)
-        return self.cwd / "in"
+        folder = self.watched or self.cwd / "in"
+        folder.mkdir(exist_ok=True)
+        return folder
 
-    def start(self, *args: object, command: str = "watch", **env: str) -> subprocess.Popen[str]:
+    def start(self, *args: object, command: str = "watch", **env: str) -> Process:
         """`cxrbatch watch in …` in a process group of its own; its log goes to log.txt."""
         given = list(map(str, args)) if command != "watch" else [str(self.incoming), *map(str, args)]
         plan = {
@@ -53,16 +67,16 @@ class Place:
             "CXRBATCH_RETRY_MOST_S": "2",
             "PYTHONPATH": f"{HERE.parent}:{HERE}",
         }
-        with open(self.cwd / "log.txt", "a") as log:
-            process = subprocess.Popen(
-                [sys.executable, HERE / "daemon.py", "--db", self.url, *self.options, command, *given],
-                cwd=self.cwd,
-                env={**os.environ, **plan, **env},
-                stdout=log,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
+        store = ["--db", self.url] if self.url else []
+        options, env = [*store, *self.options, command, *given], {**os.environ, **plan, **env}
+        if self.forked:
+            process: Process = nursery().start(options, self.cwd, env, self.cwd / "log.txt")
+        else:
+            with open(self.cwd / "log.txt", "a") as log:
+                program = [sys.executable, str(HERE / "daemon.py"), *options]
+                process = subprocess.Popen(
+                    program, cwd=self.cwd, env=env, stdout=log, stderr=log, text=True, start_new_session=True
+                )
         self.started.append(process)
         return process
 
@@ -101,7 +115,7 @@ class Place:
         found = (path for path in self.incoming.rglob("*") if path.is_file() and not path.name.startswith("."))
         return {str(path.relative_to(self.incoming)) for path in found}
 
-    def wait(self, condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    def wait(self, condition: Callable[[], bool], process: Process | None = None) -> None:
         """Until it is true; fails with the log when the process ends first, or after PATIENCE_S."""
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
@@ -110,7 +124,7 @@ class Place:
                 return
             time.sleep(0.25)
 
-    def stop(self, process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> int:
+    def stop(self, process: Process, signum: int = signal.SIGTERM) -> int:
         """Send a signal to the daemon alone and wait for its end."""
         process.send_signal(signum)
         return process.wait(PATIENCE_S)
@@ -125,6 +139,15 @@ class Place:
             assert self.ask("PRAGMA integrity_check") == [("ok",)]
         assert not list(self.incoming.rglob(".*"))
         self.no_orphans()
+
+    def undisturbed(self) -> dict[str, tuple[Any, ...]]:
+        """The rows that a run gives that nobody disturbs, over the folder as it is now, in a store of its own."""
+        folder = self.cwd / "undisturbed"
+        folder.mkdir()
+        calm = Place(folder, f"sqlite:///{folder}/store.db", self.bundle)
+        calm.watched = self.incoming
+        assert calm.run("--once", CXRBATCH_TRUNCATED_TRIES="1", CXRBATCH_BATCH_SIZE="32") in (0, 3), calm.log[-3000:]
+        return calm.rows()
 
     def no_orphans(self) -> None:
         """Nothing of the daemons that have ended is still running."""
@@ -155,7 +178,7 @@ def of_groups(groups: set[int]) -> list[psutil.Process]:
     return found
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def kill_group(process: Process) -> None:
     """kill -9 for a daemon and all its children."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -93,8 +93,11 @@ def find_bundle(name_or_folder: str) -> Path:
     Raises Fatal (exit 12).
     """
     for folder in (SHIPPED / name_or_folder, Path(name_or_folder)):
-        if (folder / "manifest.json").is_file():
-            return folder
+        try:
+            if (folder / "manifest.json").is_file():
+                return folder
+        except OSError as error:
+            raise _refused(folder, f"it cannot be read ({error.strerror})") from None
     names = ", ".join(path.name for path in shipped_bundles()) or "none"
     raise Fatal(
         f"There is no bundle '{name_or_folder}': no shipped one has this name (shipped: {names}) and no folder of it "

@@ -72,6 +72,9 @@ def main() -> None:
             raise
         _complain(f"This command needs an extra: pip install 'cxrbatch[{extra}]'.")
         sys.exit(ExitCode.FATAL)
+    except MemoryError:
+        _complain("There is not enough memory; what is committed is kept, and the same command goes on from there.")
+        sys.exit(ExitCode.FATAL)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:  # `cxrbatch results | head`

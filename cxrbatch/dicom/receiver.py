@@ -128,6 +128,9 @@ class Receiving:
             if not final.exists():
                 final.parent.mkdir(exist_ok=True)
                 self._write(event.encoded_dataset(), final)
+            # Of one that is there already, too: the life that renamed it may have ended before it came here.
+            for folder in (final.parent, self.folder):  # the name, and that of its folder
+                _sync_folder(folder)
         crash_point("receiver.stored")
         return _SUCCESS
 
@@ -146,8 +149,6 @@ class Receiving:
                 temporary.unlink()
             raise
         crash_point("receiver.renamed")
-        for folder in (final.parent, self.folder):  # the name, and that of its folder
-            _sync_folder(folder)
 
     def limit_object(self, event: Event) -> None:
         """EVT_PDU_RECV: ends an association whose message grows beyond max_object_bytes."""

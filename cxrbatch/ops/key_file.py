@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
+from cxrbatch.crash import crash_point
 from cxrbatch.dicom.identifiers import Identifiers
 from cxrbatch.errors import Fatal
 from cxrbatch.settings import Settings
@@ -24,16 +26,10 @@ def identifiers_of(settings: Settings) -> Identifiers:
         return Identifiers(mode=settings.phi)
     path = Path(settings.id_key_file)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
+        if not path.exists():
+            _make(path)
     except OSError as error:
         raise Fatal(f"The key file {path} cannot be made ({error.strerror}); set id_key_file.") from None
-    else:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_KEY_BYTES))
-            file.flush()
-            os.fsync(descriptor)
     try:
         key = path.read_bytes()
     except OSError as error:
@@ -41,3 +37,19 @@ def identifiers_of(settings: Settings) -> Identifiers:
     if len(key) < _KEY_BYTES:
         raise Fatal(f"The key file {path} holds fewer than {_KEY_BYTES} bytes; restore it, or remove it for a new one.")
     return Identifiers(mode="hash", key=key)
+
+
+def _make(path: Path) -> None:
+    """A new key under its name, whole or not at all, however many programs start at once or are killed here."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(descriptor)
+        crash_point("start.key_written")
+        with suppress(FileExistsError):  # another program was first: its key is the one
+            os.link(beside, path)
+    finally:
+        beside.unlink()

@@ -17,6 +17,7 @@ def tell_service_manager(message: str) -> bool:
         address = "\0" + address[1:]  # Linux' abstract sockets
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.settimeout(1)  # its queue may be full, and nobody reading
             manager.sendto(message.encode(), address)
     except OSError:
         return False

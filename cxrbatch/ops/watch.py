@@ -26,7 +26,7 @@ from cxrbatch.discover import roots_of
 from cxrbatch.engines import open_engine
 from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.lookout import Lookout, claims
+from cxrbatch.lookout import Lookout, Outage, claims
 from cxrbatch.ops.key_file import identifiers_of
 from cxrbatch.ops.logs import listen_to_everything, log, where
 from cxrbatch.ops.pulse import Pulse
@@ -99,13 +99,13 @@ def _renewed(load: Callable[[], Settings], now: Settings) -> tuple[Settings, Bun
     """What SIGHUP asks for. Raises Fatal when the new settings cannot be worked with: the old ones stay."""
     settings = load()
     if settings.db != now.db:
-        raise Fatal("Another store needs a restart.")
+        raise Fatal("The setting db has changed, and another store needs a restart: the old settings stay.")
     return settings, load_bundle(settings.cascade)
 
 
 def _live(life: _Watch, pulse: Pulse) -> None:
     settings = life.settings
-    patience = Patience(forever=True, stop=life.stop, tell=_tell_of_store, beat=pulse.beat)
+    patience = Patience(forever=True, stop=life.stop, tell=_store_outage(), beat=pulse.beat)
     with ExitStack() as stack:
         try:
             store = stack.enter_context(patience(partial(Store.open, settings.db)))
@@ -117,7 +117,7 @@ def _live(life: _Watch, pulse: Pulse) -> None:
         stack.callback(life.finished.set)
         stack.callback(life.stop.set)
         for task in (_renew_leases, _see_the_end):
-            threading.Thread(target=task, args=(life, work), name=task.__name__, daemon=True).start()
+            threading.Thread(target=_or_fail, args=(task, life, work), name=task.__name__, daemon=True).start()
         _look_out(life, work, stack)
         if settings.listen:
             _receive(life, stack)
@@ -143,6 +143,8 @@ def _live(life: _Watch, pulse: Pulse) -> None:
                 progress=_Report(),
             )
         life.stop.set()
+        for lookout in life.lookouts:
+            lookout.bell.rung.set()  # wakes it
         for lookout in life.lookouts:
             lookout.join(2)
 
@@ -209,6 +211,13 @@ def _long_paths(life: _Watch) -> Mapping[str, str]:
     return ChainMap(*(lookout.folder.long_paths for lookout in life.lookouts))
 
 
+def _or_fail(task: Callable[[_Watch, Work], None], life: _Watch, work: Work) -> None:
+    try:
+        task(life, work)
+    except BaseException as error:
+        life.fail(error)
+
+
 def _renew_leases(life: _Watch, work: Work) -> None:
     while not life.finished.wait(work.lease_s / 3):
         with suppress(StoreDown):
@@ -227,11 +236,11 @@ def _see_the_end(life: _Watch, work: Work) -> None:
     os._exit(ExitCode.OK if life.failure is None else ExitCode.FATAL)
 
 
-def _tell_of_store(sentence: str | None) -> None:
-    if sentence is None:
-        log.warning("store_back")
-    else:
-        log.error("store_down", why=without_password(sentence))
+def _store_outage() -> Outage:
+    return Outage(
+        lambda why: log.error("store_down", why=without_password(why)),
+        lambda: log.warning("store_back"),
+    )
 
 
 class _Report:

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import Dialect
 
-__all__ = ["INT64_MAX", "PathText", "Utc", "big_id", "from_unsigned", "to_int64", "utc_text"]
+from cxrbatch.nouns import INT64_MAX
 
-INT64_MAX = 2**63 - 1
+__all__ = ["PathText", "Utc", "big_id", "from_unsigned", "utc_text"]
 
 #: Paths sort by their bytes, so that `path >= 'root/' AND path < 'root0'` is a range of the unique index.
 PathText = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
@@ -55,11 +55,6 @@ class Utc(sa.types.TypeDecorator[datetime]):
 def utc_text(moment: datetime) -> str:
     """'YYYY-MM-DD HH:MM:SS' in UTC, as exports and SQLite have it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def to_int64(number: int) -> int:
-    """A time stamp kept within what both stores hold: file systems know years (2400) that int64 ns do not."""
-    return max(-INT64_MAX, min(INT64_MAX, number))
 
 
 def from_unsigned(number: int) -> int:

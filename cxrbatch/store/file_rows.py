@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from cxrbatch.errors import PASSING_REASONS, ReasonCode
-from cxrbatch.nouns import Outcome
-from cxrbatch.store.columns import from_unsigned, to_int64
+from cxrbatch.nouns import Outcome, to_int64
+from cxrbatch.store.columns import from_unsigned
 from cxrbatch.store.keys import AnyRow, insert
 from cxrbatch.store.leases import Waits
 from cxrbatch.store.paths import plain

@@ -23,15 +23,15 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select, update
 
 from cxrbatch.errors import ReasonCode
-from cxrbatch.nouns import FoundFile
+from cxrbatch.nouns import FoundFile, to_int64
 from cxrbatch.store import presence
-from cxrbatch.store.columns import from_unsigned, to_int64
+from cxrbatch.store.columns import from_unsigned
 from cxrbatch.store.keys import AnyRow, among, bound, insert
 from cxrbatch.store.paths import path_to_text, text_to_path
 from cxrbatch.store.queries import below
 from cxrbatch.store.schema import FileState, files
 
-__all__ = ["Claimed", "Waits", "claim", "offer", "owned", "release", "renew", "retry_now"]
+__all__ = ["Claimed", "Waits", "claim", "held", "offer", "owned", "release", "renew", "retry_now"]
 
 _OUTCOME = ("prediction_id", "label", "confidence", "decision", "processed_at")
 
@@ -140,7 +140,7 @@ def claim(
 
     A path too long for the store to keep whole (paths.py) comes with an empty FoundFile.path: the caller may know it.
     """
-    if not roots:
+    if not roots or most <= 0:
         return []
     due = sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at <= now)
     expired = sa.and_(files.c.state == str(FileState.CLAIMED), files.c.lease_until < now)
@@ -170,6 +170,12 @@ def claim(
         .returning(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode)
     )
     return [Claimed(row.path, _found(row)) for row in connection.execute(statement)]
+
+
+def held(connection: Connection, owner: str) -> list[Claimed]:
+    """All that `owner` has in hand, as the ledger sees it."""
+    query = select(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode).where(*_held_by(owner))
+    return [Claimed(row.path, _found(row)) for row in connection.execute(query)]
 
 
 def _not_by_its_index(column: sa.Column[Any]) -> Any:

@@ -23,7 +23,7 @@ class Patience:
     """Call it with what may raise StoreDown.
 
     With `forever`, it tries until it works or `stop` is set, and then lets StoreDown out; otherwise it gives up
-    after a minute with Fatal. `tell` hears of each change: a sentence when the store goes, None when it is back.
+    after a minute with Fatal. `tell` hears a sentence at each try that fails, and None when the store is back.
     """
 
     forever: bool = False
@@ -45,9 +45,8 @@ class Patience:
                         f"The store did not come back within a minute ({error}); what is committed is kept. "
                         "Repair it, then run the same command again."
                     ) from None
-                if not down:
-                    self.tell(str(error))
-                    down = True
+                self.tell(str(error))
+                down = True
                 if self.stop.wait(wait_s):
                     raise
             else:

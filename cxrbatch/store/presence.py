@@ -13,8 +13,7 @@ from sqlalchemy import Connection, Engine, select, update
 
 from cxrbatch.crash import crash_point
 from cxrbatch.errors import PASSING_REASONS, ReasonCode
-from cxrbatch.nouns import FoundFile
-from cxrbatch.store.columns import to_int64
+from cxrbatch.nouns import FoundFile, to_int64
 from cxrbatch.store.engine import connect
 from cxrbatch.store.keys import AnyRow, among, bound
 from cxrbatch.store.paths import TextRange, path_to_text, under

@@ -17,8 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
 from cxrbatch.crash import crash_point
-from cxrbatch.nouns import ImageFacts, Outcome, Verdict
-from cxrbatch.store.columns import to_int64
+from cxrbatch.nouns import ImageFacts, Outcome, Verdict, to_int64
 from cxrbatch.store.file_rows import file_row, told_by, upsert_files
 from cxrbatch.store.keys import AnyRow, among, bound, insert_new
 from cxrbatch.store.leases import Waits, owned

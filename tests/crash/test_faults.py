@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,23 +13,42 @@ from typing import Any
 import psutil
 import pytest
 from server import OwnPostgres
+from test_receiving import free_port, listens, send
 
+from cxrbatch.dicom.receiver import file_name
+from faults import DATABASE_CALLS, FILE_CALLS, RECEIVER_CALLS
 from road import film
-from watching import CRASH_N, Place
+from test_receiver import instance
+from watching import CRASH_N, PATIENCE_S, Place, Process
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
-OS_ERRORS = ("EIO", "ENOSPC", "EACCES", "ESTALE", "EMFILE")
-EVERY = [
-    *itertools.product(("scandir", "stat"), (*OS_ERRORS, "MemoryError"), (1, 2, 3, 5, 8, 20)),
-    *itertools.product(
-        ("commit", "connect", "execute"), ("OperationalError", "MemoryError"), (1, 2, 3, 4, 5, 8, 13, 21)
-    ),
+ERRORS = {
+    **dict.fromkeys((*FILE_CALLS, *RECEIVER_CALLS), ("EIO", "ENOSPC", "EACCES", "ESTALE", "EMFILE", "MemoryError")),
+    **dict.fromkeys(DATABASE_CALLS, ("OperationalError", "MemoryError")),
+}
+PAIRS = [(call, error) for call, errors in ERRORS.items() for error in errors]
+#: While a daemon starts, calls fail that never come again, and "connect" comes only then.
+AT_THE_START = [
+    (call, error, nth)
+    for call in ("scandir", "stat", "connect", "execute", "commit", "committed")
+    for error in ("EIO", "MemoryError", "OperationalError")
+    for nth in (1, 2, 3, 5, 8, 13)
+    if error in ERRORS[call]
 ]
-SHARE = [("scandir", "EIO", 3), ("commit", "OperationalError", 4)]
+SHARE = [
+    ("scandir", "EIO", 1),
+    ("getdents", "ESTALE", 2),
+    ("open", "EMFILE", 2),
+    ("read", "MemoryError", 2),
+    ("fsync", "EIO", 2),
+    ("committed", "OperationalError", 2),
+    ("execute", "MemoryError", 3),
+]
+LATER = [(call, error, nth) for nth in (1, 2, 3, 5, 8, 13) for call, error in PAIRS if call != "connect"]
 
 
-@pytest.mark.parametrize(("call", "error", "nth"), EVERY if CRASH_N else SHARE)
+@pytest.mark.parametrize(("call", "error", "nth"), AT_THE_START if CRASH_N else [("commit", "OperationalError", 4)])
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"] if CRASH_N else ["sqlite"])
 def test_the_nth_call_fails(
     new_place: Callable[[str], Place],
@@ -43,18 +62,66 @@ def test_the_nth_call_fails(
     place = new_place(kind)
     env = {"CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_BATCH_SIZE": "2", "CXRBATCH_LEASE_S": "2"}
     daemon = place.start(**env, TEST_FAULT=f"{call}:{error}:{nth}")
-    deadline = time.monotonic() + 15
-    while daemon.poll() is None and place.rows() != undisturbed and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if place.rows() != undisturbed:
-        if daemon.poll() is None:
-            place.stop(daemon)
-        daemon = place.start(**env)
+    deadline = time.monotonic() + PATIENCE_S
+    while place.rows() != undisturbed and time.monotonic() < deadline:
+        if daemon.poll() is not None:
+            daemon = place.start(**env)
+        time.sleep(0.25)
     place.wait(lambda: place.rows() == undisturbed, daemon)
+    assert place.stop(daemon) == 0
+    assert "Traceback" not in place.log
+    place.check(undisturbed)
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"] if CRASH_N else ["sqlite"])
+def test_calls_that_fail_one_after_the_other(new_place: Callable[[str], Place], kind: str) -> None:
+    """One store, one folder, new films for each fault: in the daemon, its decode processes and its receiver."""
+    place = new_place(kind)
+    plan, port = place.cwd / "plan", free_port()
+    env = {"CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_BATCH_SIZE": "2", "CXRBATCH_LEASE_S": "2"}
+    env |= {"CXRBATCH_MIN_FREE_MIB": "1", "TEST_FAULT_FILE": str(plan)}
+
+    def start() -> Process:
+        started = place.start("--listen", f"127.0.0.1:{port}", **env)
+        place.wait(lambda: listens(port), started)
+        return started
+
+    def all_there() -> bool:
+        rows = place.rows()
+        return rows.keys() == place.files() and {row[0] for row in rows.values()} <= {"done", "rejected"}
+
+    daemon = start()
+    place.wait(all_there, daemon)
+    reached, ended, faults = Counter[str](), Counter[str](), LATER if CRASH_N else SHARE
+    for number, (call, error, nth) in enumerate(faults):
+        (place.cwd / "next plan").write_text(f"{number}:{call}:{error}:{nth}")
+        (place.cwd / "next plan").rename(plan)
+        for extra in range(3):
+            film(place.incoming / f"{number}" / f"{extra}.png", 5000 + 3 * number + extra)
+        acknowledged: list[str] = []
+        sent = [instance(seed=10 * number + extra) for extra in range(2)] if call in RECEIVER_CALLS else []
+        for dataset in sent:  # until it is taken, as senders do
+            for _ in range(5):
+                if str(dataset.SOPInstanceUID) not in acknowledged:
+                    send(port, dataset, acknowledged)
+        assert len(acknowledged) == len(sent), (call, error, nth)
+        deadline = time.monotonic() + PATIENCE_S
+        while not all_there():
+            assert time.monotonic() < deadline, (call, error, nth, place.rows(), place.log[-3000:])
+            if daemon.poll() is not None:
+                ended[call] += 1
+                daemon = start()
+            time.sleep(0.1)
+        reached[call] += (place.cwd / f"plan.{number}").exists()
+        assert {file_name(uid) for uid in acknowledged} <= place.files()
+    print(f"{len(faults)} faults on {kind}; reached {dict(reached)}; the daemon ended {dict(ended)}")
+    plan.unlink()
     if daemon.poll() is None:
         assert place.stop(daemon) == 0
     assert "Traceback" not in place.log
-    place.check(undisturbed)
+    place.check(place.undisturbed())
+    assert reached.total() >= len(faults) // 2
 
 
 def test_an_unreadable_file_is_read_once_it_can_be(new_place: Callable[[str], Place]) -> None:
@@ -75,7 +142,8 @@ def test_a_postgres_that_goes_away_and_comes_back(
     place = new_place("postgres")
     daemon = place.start(CXRBATCH_TRUNCATED_TRIES="1", TEST_SLOW_S="0.2", CXRBATCH_BATCH_SIZE="2")
     name = place.url.rpartition("/")[2].partition("?")[0]
-    for extra in range(10 if CRASH_N == 0 else 60):
+    began = time.monotonic()
+    for extra in range(10 if CRASH_N == 0 else 100):
         film(place.incoming / "more" / f"{extra}.png", 3000 + extra)
         place.ask(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -83,6 +151,8 @@ def test_a_postgres_that_goes_away_and_comes_back(
         )
         time.sleep(0.5)
     place.wait(place.settled, daemon)
+    said = place.log.count("store_down") + place.log.count("store_back")
+    assert said <= 2 + (time.monotonic() - began) / 10, place.log[-2000:]
     assert place.stop(daemon) == 0
     rows = place.rows()
     assert undisturbed.items() <= rows.items()
@@ -172,6 +242,25 @@ def test_a_share_that_is_unmounted_for_a_while(
         place.check(rows)
     finally:
         unmount(share)
+
+
+def test_a_folder_that_is_mounted_read_only(
+    new_place: Callable[[str], Place], undisturbed: dict[str, tuple[Any, ...]]
+) -> None:
+    """All that watch wants to do there is read."""
+    place = new_place("sqlite")
+    try:
+        bind(place.incoming, place.incoming)
+        subprocess.run(["mount", "-o", "remount,bind,ro", place.incoming], check=True, capture_output=True)
+    except subprocess.CalledProcessError:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (place.incoming / "x").touch()
+        assert place.run("--once", CXRBATCH_TRUNCATED_TRIES="1") == 3
+        place.check(undisturbed)
+    finally:
+        unmount(place.incoming)
 
 
 @contextmanager

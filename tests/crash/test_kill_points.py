@@ -13,11 +13,12 @@ import pytest
 import cxrbatch
 from watching import CRASH_N, Place
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
 POINTS = [
     "start.locked",
     "start.run_begun",
+    "start.key_written",
     "walk.offers",
     "offer.before_commit",
     "offer.committed",
@@ -43,7 +44,11 @@ POINTS = [
 ]
 RECEIVER_POINTS = [f"receiver.{what}" for what in ("received", "written", "synced", "renamed", "stored")]
 OCCURRENCES = (1, 2, 3, 4, 5) if CRASH_N >= 100 else (1, 2)
-EVERY = list(itertools.product(POINTS, OCCURRENCES, ("sqlite", "postgres")))
+EVERY = [
+    (point, occurrence, kind)
+    for point, occurrence, kind in itertools.product(POINTS, OCCURRENCES, ("sqlite", "postgres"))
+    if occurrence == 1 or not point.startswith("start")  # a daemon starts once
+]
 SHARE = [("claim.committed", 1, "sqlite"), ("record.before_commit", 2, "sqlite"), ("record.committed", 1, "postgres")]
 
 
@@ -65,6 +70,11 @@ def test_kill_at(
     env = {"CXRBATCH_CRASH_AT": f"{point}:{occurrence}", "CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_BATCH_SIZE": "2"}
     if kind == "postgres":
         env["CXRBATCH_LEASE_S"] = "2"  # the dead one's have to run out before its files are taken over
+    expected = undisturbed
+    if point.startswith("worker"):  # every worker dies at its n-th file: a few files are enough
+        expected = {name: undisturbed[name] for name in ("0/0.png", "1/1.png", "2/2.png", "0/3.png", "junk.dcm")}
+        for name in undisturbed.keys() - expected.keys():
+            (place.incoming / name).unlink()
     gone = place.incoming / "gone.png"
     if point.startswith("missing"):
         gone.write_bytes(b"once upon a time")
@@ -79,13 +89,13 @@ def test_kill_at(
         assert reached, point
     place.no_orphans()
     if not reached:
-        place.check(undisturbed)
+        place.check(expected)
         return
     if point.startswith("worker") and occurrence == 1:  # each worker dies on its first file: that is a reason
-        assert {row[3] for row in place.rows().values()} == {"decoder_crashed"}
+        assert "decoder_crashed" in {row[3] for row in place.rows().values()} <= {"decoder_crashed", "not_an_image"}
         assert place.run("--reason", "decoder_crashed", command="retry") == 0
     ready = place.log.count(" ready ")
     daemon = place.start(CXRBATCH_TRUNCATED_TRIES="1")  # not --once: that would not wait for leases to run out
-    place.wait(lambda: place.log.count(" ready ") > ready and place.rows() == undisturbed, daemon)
+    place.wait(lambda: place.log.count(" ready ") > ready and place.rows() == expected, daemon)
     assert place.stop(daemon) == 0
-    place.check(undisturbed)
+    place.check(expected)

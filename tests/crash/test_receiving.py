@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
 
 import pydicom
 import pytest
@@ -15,12 +18,17 @@ from pynetdicom import AE, build_context
 from test_kill_points import RECEIVER_POINTS
 
 from cxrbatch.dicom.receiver import file_name
-from test_receiver import CLASSES, instance
-from watching import CRASH_N, Place, kill_group
+from test_receiver import CLASSES, MALFORMED, instance
+from watching import CRASH_N, PATIENCE_S, Place, Process, kill_group
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
-ENV = {"CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_MAX_ASSOCIATIONS": "64", "CXRBATCH_MIN_FREE_MIB": "1"}
+ENV = {
+    "CXRBATCH_TRUNCATED_TRIES": "1",
+    "CXRBATCH_MAX_ASSOCIATIONS": "300",
+    "CXRBATCH_MAX_FILE_MIB": "1",
+    "CXRBATCH_MIN_FREE_MIB": "1",
+}
 
 
 def free_port() -> int:
@@ -37,7 +45,7 @@ def listens(port: int) -> bool:
 def send(port: int, dataset: pydicom.FileDataset, acknowledged: list[str]) -> None:
     entity = AE()
     entity.requested_contexts = [build_context(CLASSES[0], "1.2.840.10008.1.2.1")]
-    entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = 20
+    entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = 60
     try:
         association = entity.associate("127.0.0.1", port)
         if association.is_established:
@@ -55,7 +63,7 @@ def send_all(port: int, datasets: list[pydicom.FileDataset]) -> list[str]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     return acknowledged
 
 
@@ -82,42 +90,92 @@ def empty_place(new_place: Callable[[str], Place]) -> Place:
     return place
 
 
+@pytest.mark.parametrize("occurrence", (1, 2, 3, 4, 5) if CRASH_N else (3,))
 @pytest.mark.parametrize("point", RECEIVER_POINTS if CRASH_N else RECEIVER_POINTS[3:4])
-def test_kill_at(empty_place: Place, point: str) -> None:
+def test_kill_at(empty_place: Place, point: str, occurrence: int) -> None:
     port = free_port()
-    daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV, CXRBATCH_CRASH_AT=f"{point}:3")
+    daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV, CXRBATCH_CRASH_AT=f"{point}:{occurrence}")
     empty_place.wait(lambda: listens(port), daemon)
-    sent = [instance(seed=seed) for seed in range(5)]
+    sent = [instance(seed=seed) for seed in range(occurrence + 2)]
     acknowledged: list[str] = []
     for dataset in sent:
         if daemon.poll() is None:
             send(port, dataset, acknowledged)
     assert daemon.wait(60) == -9
-    assert len(acknowledged) == 2
+    assert len(acknowledged) == occurrence - 1
     check(empty_place, sent, acknowledged, port)
 
 
-@pytest.mark.timeout(600)
 def test_many_associations_killed_half_way(empty_place: Place) -> None:
-    """And a port scanner at the same time."""
+    """And a port scanner, malformed PDUs, objects over the limit and another sender, all at the same time."""
     port = free_port()
     daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV)
     empty_place.wait(lambda: listens(port), daemon)
-    sent = [instance(seed=seed, side=128) for seed in range(200 if CRASH_N else 20)]
-    for _ in range(20):
-        with socket.create_connection(("127.0.0.1", port), 5) as stranger:
-            stranger.sendall(os.urandom(200))
-    killer = threading.Timer(0.0, lambda: _kill_when_half_is_there(empty_place, daemon, len(sent)))
-    killer.start()
+    number = 200 if CRASH_N else 20
+    sent = [instance(seed=seed, side=128) for seed in range(number)]
+    dcmtk = [instance(seed=number + seed, side=128) for seed in range(number // 10)] if shutil.which("storescu") else []
+    too_large = instance(seed=-1 % 2**32, side=1200)  # 1.4 MB; one MiB is allowed
+    over = threading.Thread(target=lambda: [send(port, too_large, refused) for _ in range(3)])
+    refused: list[str] = []
+    others = [over, threading.Thread(target=_disturb, args=(port, daemon)), _Storescu(port, dcmtk, empty_place.cwd)]
+    killer = threading.Thread(target=_kill_when_half_is_there, args=(empty_place, daemon, number + len(dcmtk)))
+    for thread in (*others, killer):
+        thread.start()
     acknowledged = send_all(port, sent)
-    killer.join(60)
+    for thread in (*others, killer):
+        thread.join(60)
     kill_group(daemon)
     empty_place.no_orphans()
-    check(empty_place, sent, acknowledged, port)
+    acknowledged += others[2].acknowledged  # type: ignore[union-attr]
+    print(f"{len(acknowledged)} of {number} + {len(dcmtk)} acknowledged when it was killed")
+    assert not refused
+    check(empty_place, sent + dcmtk, acknowledged, port)
+    # Those that were not acknowledged are sent again, as senders do, and then all of them are there.
+    daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV)
+    empty_place.wait(lambda: listens(port), daemon)
+    left = [dataset for dataset in sent + dcmtk if str(dataset.SOPInstanceUID) not in acknowledged]
+    for dataset in left:
+        send(port, dataset, acknowledged)
+    all_names = {file_name(str(dataset.SOPInstanceUID)) for dataset in sent + dcmtk}
+    empty_place.wait(lambda: empty_place.rows().keys() == all_names and empty_place.settled(), daemon)
+    assert empty_place.stop(daemon) == 0
+    empty_place.check(empty_place.rows())
 
 
-def _kill_when_half_is_there(place: Place, daemon: Any, sent: int) -> None:
-    deadline = time.monotonic() + 30
+def _disturb(port: int, daemon: Process) -> None:
+    """Noise, malformed PDUs and connections that say nothing, until the daemon is gone."""
+    said = [os.urandom(200), b"", *MALFORMED.values()]
+    for turn in range(200):
+        if daemon.poll() is not None:
+            return
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as stranger:
+            stranger.sendall(said[turn % len(said)])
+
+
+class _Storescu(threading.Thread):
+    """dcmtk's sender, one association a film."""
+
+    def __init__(self, port: int, datasets: list[pydicom.FileDataset], folder: Path) -> None:
+        super().__init__()
+        self.acknowledged: list[str] = []
+        self._port, self._folder, self._by_name = port, folder / "dcmtk", dict[str, str]()
+        self._folder.mkdir()
+        for i, dataset in enumerate(datasets):
+            dataset.save_as(self._folder / f"{i}.dcm", enforce_file_format=True)
+            self._by_name[str(self._folder / f"{i}.dcm")] = str(dataset.SOPInstanceUID)
+
+    def run(self) -> None:
+        for name, uid in self._by_name.items():
+            done = subprocess.run(
+                ["storescu", "-to", "20", "-ta", "20", "-td", "20", "127.0.0.1", str(self._port), name],
+                capture_output=True, check=False,
+            )  # fmt: skip
+            if done.returncode == 0:
+                self.acknowledged.append(uid)
+
+
+def _kill_when_half_is_there(place: Place, daemon: Process, sent: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while len(list(place.incoming.rglob("*.dcm"))) < sent // 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     kill_group(daemon)

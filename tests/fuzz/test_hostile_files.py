@@ -1,6 +1,6 @@
 """Mutated films of every format and hostile files, thrown at a daemon: one row each, and it lives on.
 
-Seeds are the synthetic samples; a mutation is named by CXRBATCH_SEED and its number, and can be made again.
+Seeds are the synthetic samples; a mutation is named by CXRBATCH_SEED and its number, and is made again from these.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,16 @@ from watching import FUZZ_N, Place
 pytestmark = pytest.mark.fuzz
 
 SEED = int(os.environ.get("CXRBATCH_SEED", "20261122"))
-KEPT = Path(os.environ.get("CXRBATCH_KEEP_CRASHERS", "/tmp/cxrbatch-crashers"))
+#: Mutations that once crashed a decoder or took too long: (seed, number). They are part of every run.
+CRASHERS: list[tuple[int, int]] = []
+TIMEOUT_S = 20.0
+
+
+def mutation(seed: int, number: int, films: list[Path]) -> tuple[str, bytes]:
+    """A name and the bytes of one mutation; always the same for the same seed and number."""
+    chance = random.Random(f"{seed}:{number}")
+    film = chance.choice(films)
+    return f"{seed}-{number:06}{film.suffix}", mutated(film.read_bytes(), chance)
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
@@ -53,45 +63,54 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path, f"sqlite:///{tmp_path / 'store.db'}", make_bundle(tmp_path / "bundle"))
+    made = Place(tmp_path, f"sqlite:///{tmp_path / 'store.db'}", make_bundle(tmp_path / "bundle"), forked=False)
     yield made
     made.clean_up()
 
 
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(14_400)
 def test_mutated_files_are_one_row_each_and_the_daemon_lives(place: Place, tmp_path: Path) -> None:
     number = FUZZ_N or 60
     write_samples(tmp_path / "samples")
-    seeds = sorted(path for path in (tmp_path / "samples").rglob("*") if path.is_file() and path.stat().st_size < 3e6)
-    chance = random.Random(SEED)
+    films = sorted(path for path in (tmp_path / "samples").rglob("*") if path.is_file() and path.stat().st_size < 3e6)
     daemon = place.start(
-        CXRBATCH_TRUNCATED_TRIES="1", CXRBATCH_DECODE_TIMEOUT_S="20", CXRBATCH_WORKER_MEMORY_MIB="1024"
+        CXRBATCH_TRUNCATED_TRIES="1",
+        CXRBATCH_DECODE_TIMEOUT_S=str(TIMEOUT_S),
+        CXRBATCH_WORKER_MEMORY_MIB="1024",
+        CXRBATCH_WORKERS="2" if FUZZ_N else "1",
+        TEST_TIMES=str(tmp_path / "times"),
     )
     (place.incoming / "first").write_bytes(b"not a film")
     place.wait(place.settled, daemon)
-    process, idle, peak, started = psutil.Process(daemon.pid), 0, 0, time.monotonic()
+    process, peak, started = psutil.Process(daemon.pid), 0, time.monotonic()
     idle = process.memory_info().rss
-    for round in range(0, number, 500):
-        for i in range(round, min(round + 500, number)):
-            seed = chance.choice(seeds)
-            (place.incoming / f"{i:06}{seed.suffix}").write_bytes(mutated(seed.read_bytes(), chance))
+    names = [*CRASHERS, *((SEED, i) for i in range(number))]
+    settled = "SELECT count(*) FROM files WHERE state IN ('done', 'rejected')"
+    for first in range(0, len(names), 500):
+        some = names[first : first + 500]
+        for seed, i in some:
+            name, data = mutation(seed, i, films)
+            (place.incoming / name).write_bytes(data)
         deadline = time.monotonic() + 1000
-        while not place.settled():
+        while place.ask(settled)[0][0] < 1 + first + len(some):
             assert daemon.poll() is None, place.log[-3000:]
             assert time.monotonic() < deadline
             peak = max(peak, process.memory_info().rss)
-            time.sleep(0.2)
-        for path, reason in place.ask("SELECT path, reason_code FROM files WHERE reason_code IS NOT NULL"):
-            if reason in ("decoder_crashed", "decode_timeout"):
-                KEPT.mkdir(exist_ok=True)
-                (KEPT / Path(path).name).write_bytes(Path(path).read_bytes())
+            time.sleep(0.25)
     seconds = time.monotonic() - started
     rows = place.rows()
-    reasons = {row[3] for row in rows.values()} - {None}
-    print(f"{number} files, seed {SEED}, {seconds:.0f} s, RSS +{(peak - idle) / 2**20:.0f} MiB, reasons {reasons}")
+    reasons = Counter(row[3] for row in rows.values())
+    crashers = [name for name, row in rows.items() if row[3] in ("decoder_crashed", "decode_timeout")]
+    walls, cpus = zip(*(map(float, line.split()[:2]) for line in (tmp_path / "times").open()), strict=True)
+    p99, cpu_p99 = (sorted(times)[int(0.99 * len(times))] for times in (walls, cpus))
+    print(
+        f"{len(names)} files, seed {SEED}, {seconds:.0f} s, RSS {idle / 2**20:.0f} +{(peak - idle) / 2**20:.0f} MiB; "
+        f"a file: p99 {p99:.3f} s (CPU {cpu_p99:.3f}), longest {max(walls):.2f} s (CPU {max(cpus):.2f}), "
+        f"limit {TIMEOUT_S:.0f} s; {dict(reasons)}; crashers {crashers}"
+    )
     assert place.stop(daemon) == 0
     place.check(rows)
-    assert len(rows) == number + 1
+    assert rows.keys() == {"first", *(mutation(seed, i, films)[0] for seed, i in names)}
     assert {row[0] for row in rows.values()} <= {"done", "rejected"}
     assert "Traceback" not in place.log and "uncaught" not in place.log
     assert peak - idle < 64 * 2**20
