@@ -39,9 +39,8 @@ bench: ## how fast is a scan, beside the scripts that people write? BENCH="--qui
 	  .venv-bench/bin/pip install --quiet --disable-pip-version-check '.[bench]')
 	PYTHONPATH=$(CURDIR) $(BIN)/python -m bench $(BENCH)
 
-scale: BIN ?= .venv-test/bin
-scale: ## a million known files: second scan, queries, exports (half an hour, 8 GB in /tmp; SCALE="--files 100000" is less)
-	PYTHONPATH=$(CURDIR) $(BIN)/python bench/scale.py $(SCALE)
+scale: $(VENV_TEST)/bin/pytest ## a million known files: second scan, queries, exports (half an hour, 8 GB in /tmp; SCALE="--files 100000" is less)
+	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python bench/scale.py $(SCALE)
 
 # PYTHONPATH: the code as it is here, not as it was when the environment was made. -s: each run says what it counted.
 crash: $(VENV_TEST)/bin/pytest ## every kill -9 and every fault, the whole (hours)
