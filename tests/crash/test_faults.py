@@ -68,7 +68,8 @@ def test_the_nth_call_fails(
             daemon = place.start(**env)
         time.sleep(0.25)
     place.wait(lambda: place.rows() == undisturbed, daemon)
-    assert place.stop(daemon) == 0
+    ended = place.stop(daemon)
+    assert ended == 0 or (ended == 1 and error == "MemoryError")  # its turn may come when all the rows are there
     assert "Traceback" not in place.log
     place.check(undisturbed)
 
