@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import queue
 import sys
 import tempfile
 import time
@@ -65,7 +66,7 @@ def _share(number: int, of: int, folder: str, files: int, barrier: Any, answers:
     )
     outcomes = [Outcome(f, image, verdict) for f, image, verdict in zip(found, images, verdicts, strict=True)]
     with tempfile.TemporaryDirectory() as place, Store.open(f"sqlite:///{place}/floor.db") as store:
-        run = store.begin_run("{}", identity_of(bundle), device="cpu", engine="", host="", version="")
+        run = store.begin_run("{}", identity_of(bundle, exact=False), device="cpu", engine="", host="", version="")
 
         def record() -> None:
             for i in range(0, len(outcomes), 256):
@@ -83,7 +84,15 @@ def main() -> None:
     shares = [spawn.Process(target=_share, args=(i, cores, folder, files, barrier, answers)) for i in range(cores)]
     for process in shares:
         process.start()
-    told = [answers.get(timeout=600) for _ in shares]
+    told: list[Any] = []
+    while len(told) < cores:
+        try:
+            told.append(answers.get(timeout=1))
+        except queue.Empty:
+            if any(process.exitcode for process in shares):  # the other one waits for it for ever
+                for process in shares:
+                    process.kill()
+                sys.exit("a share of the work failed, see above")
     for process in shares:
         process.join()
     stages = told[0][1].keys()

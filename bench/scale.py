@@ -116,7 +116,7 @@ def fill(url: str, tree: Path, number: int) -> None:
     with Store.open(url) as store:
         if store.present():
             return
-        for cascade in (identity_of(load_bundle("default")), identity_of(load_bundle("covid3"))):
+        for cascade in (identity_of(load_bundle(name), exact=False) for name in ("default", "covid3")):
             store.begin_run("{}", cascade, device="cpu", engine="made up", host="here", version="0")
         postgres = store.engine.dialect.name == "postgresql"
         with connect(store.engine, write=True) as connection:
