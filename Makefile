@@ -55,5 +55,5 @@ soak: $(VENV_TEST)/bin/pytest ## long and large runs
 flips: $(VENV_TEST)/bin/pytest ## what cheap decode changes, on ../shared (about ten minutes)
 	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python -m bench.flips
 
-clean: ## forget the virtual environments and the demo
-	rm -rf $(VENV_TEST) $(VENV_DEMO) demo
+clean: ## forget the virtual environments, the demo and the films of the bench
+	rm -rf $(VENV_TEST) $(VENV_DEMO) .venv-bench demo bench/inputs bench/results
