@@ -32,7 +32,7 @@ from cxrbatch.errors import Rejected
 from cxrbatch.nouns import DecodedImage, Verdict
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 
-_WINDOW = {"WindowCenter": "2048", "WindowWidth": "3700"}
+_WINDOW: dict[str, Any] = {"WindowCenter": "2048", "WindowWidth": "3700"}
 _GRAIN = 0.004  # standard deviation, of the full range
 _BATCH = 8
 
@@ -144,7 +144,7 @@ def compare(batch: list[tuple[str, str, Both]], cascade: Cascade, rows: dict[str
             row.deltas.append(0.0)
     if not different:
         return
-    both = [cascade.score([pair[i] for pair in different]) for i in (2, 3)]
+    both = [cascade.score([pair[2] for pair in different]), cascade.score([pair[3] for pair in different])]
     for (kind, name, _, _), exact_said, cheap_said in zip(different, *both, strict=True):
         assert isinstance(exact_said, Verdict) and isinstance(cheap_said, Verdict), (exact_said, cheap_said)
         a, b = chances(exact_said), chances(cheap_said)

@@ -20,7 +20,7 @@ import pydicom
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -43,9 +43,11 @@ def read_film(path: str) -> NDArray[Any]:
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         pixels = 2**dataset.BitsStored - 1 - pixels
     if "WindowWidth" in dataset:
-        return (pixels * (255 / (2**dataset.BitsStored - 1))).astype(np.uint8)
+        windowed: NDArray[np.uint8] = (pixels * (255 / (2**dataset.BitsStored - 1))).astype(np.uint8)
+        return windowed
     pixels -= pixels.min()
-    return (pixels * (255 / max(float(pixels.max()), 1.0))).astype(np.uint8)
+    grey: NDArray[np.uint8] = (pixels * (255 / max(float(pixels.max()), 1.0))).astype(np.uint8)
+    return grey
 
 
 def padded(film: NDArray[Any], stage: Stage) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -39,19 +40,8 @@ class EpochFilms(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self._pictures, self._labels, self._order = pictures, labels, order
         self._spec, self._augmentation, self._seed = spec, augmentation, seed
-        a = augmentation
-        self._style = StyleAugmentation(
-            spec.size,
-            a.look,
-            a.flip,
-            a.rotation,
-            a.turn,
-            a.invert,
-            a.crop,
-            a.aspect,
-            a.thumbnail,
-            a.surroundings,
-        )
+        same = (field.name for field in fields(StyleAugmentation) if field.name != "size")
+        self._style = StyleAugmentation(spec.size, **{name: getattr(augmentation, name) for name in same})
 
     def __len__(self) -> int:
         return len(self._order)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import SubsetRandomSampler
 
 from cxrbatch.engines.networks import FeatureNetwork
@@ -26,6 +25,7 @@ from cxrbatch.training.batches import EpochFilms, batches, fixed_batches, on_gri
 from cxrbatch.training.bundle_writer import StageDraft, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from cxrbatch.training.datasets import balanced_weights
+from cxrbatch.training.losses import guess_of, loss_of, mixup, target_of
 from cxrbatch.training.mixstyle import mixstyle
 from cxrbatch.training.preparation import Prepared, prepare
 from cxrbatch.training.progress import Show
@@ -192,10 +192,10 @@ class _Run:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x = self._normal(on_grid(planes, recipe.augmentation, recipe.channels))
-            x, target = _mixed(x, _target(labels, self.films.outputs), recipe.mixup)
+            x, target = mixup(x, target_of(labels, self.films.outputs), recipe.mixup)
             with mixstyle(self.net, recipe.mixstyle):
                 logits, _ = self.net(x)
-            loss = _loss(logits, target, recipe.label_smoothing)
+            loss = loss_of(logits, target, recipe.label_smoothing)
             if not torch.isfinite(loss):
                 raise Fatal(
                     f"The loss is {loss.item()} at step {self.progress.step} (epoch {epoch + 1}): training stopped; "
@@ -208,7 +208,7 @@ class _Run:
             self.progress.step += 1
             _average(self.averaged, self.net, recipe.average, self.progress.step)
             losses += loss.item() * len(labels)
-            right += int((_guess(logits) == labels).sum())
+            right += int((guess_of(logits) == labels).sum())
             seen += len(labels)
             show.step(epoch, step + 1, steps, losses / seen)
         return losses / seen, right / seen, rate
@@ -225,8 +225,8 @@ class _Run:
         losses, right = 0.0, 0
         for planes, labels in fixed_batches(self.films.val_pictures, self.films.val_labels, spec, self.recipe.batch):
             logits, _ = net(self._normal(on_grid(planes, plain, self.recipe.channels)))
-            losses += _loss(logits, _target(labels, self.films.outputs), 0.0).item() * len(labels)
-            right += int((_guess(logits) == labels).sum())
+            losses += loss_of(logits, target_of(labels, self.films.outputs), 0.0).item() * len(labels)
+            right += int((guess_of(logits) == labels).sum())
         return losses / len(self.films.val_labels), right / len(self.films.val_labels)
 
 
@@ -265,32 +265,6 @@ def _order(recipe: Recipe, phase: Phase, films: Prepared, epoch: int) -> np.ndar
     power = recipe.source_power if phase.source_power is None else phase.source_power
     chances = balanced_weights(films.train_labels, [f.source for f in films.train], power)
     return rng.choice(len(films.train), recipe.samples or len(films.train), p=chances)
-
-
-def _target(labels: Tensor, outputs: int) -> Tensor:
-    """(n, outputs) float: one-hot; for a gate the class itself."""
-    if outputs == 1:
-        return labels.float()[:, None]
-    return functional.one_hot(labels, outputs).float()
-
-
-def _mixed(x: Tensor, target: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al. 2018) of half the batches with a shuffle of themselves."""
-    if not beta or torch.rand(()) < 0.5:
-        return x, target
-    share = float(torch.distributions.Beta(beta, beta).sample())
-    other = torch.randperm(len(x))
-    return share * x + (1 - share) * x[other], share * target + (1 - share) * target[other]
-
-
-def _loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    if logits.shape[1] == 1:
-        return functional.binary_cross_entropy_with_logits(logits, target * (1 - 2 * smoothing) + smoothing)
-    return functional.cross_entropy(logits, target, label_smoothing=smoothing)
-
-
-def _guess(logits: Tensor) -> Tensor:
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
 @torch.no_grad()
