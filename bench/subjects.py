@@ -92,19 +92,19 @@ def run_floor(folder: Path, files: int) -> dict[str, Any]:
         return cost.out
 
 
-def kept_when_killed(kind: Kind, folder: Path, walls: dict[str, float], libraries: str) -> dict[str, int]:
-    """The rows that each one leaves behind when its group gets kill -9 at half of its usual time."""
+def kept_when_killed(kind: Kind, folder: Path, half_way: dict[str, float], libraries: str) -> dict[str, int]:
+    """The rows that each one leaves behind when its group gets kill -9 so many seconds after its start."""
     kept = {}
     with _place() as place, _first(folder, kind.files) as films:
         command = scan_command(films, place)
-        run_tree(command, place, kill_after_s=walls["scan"] / 2)
+        run_tree(command, place, kill_after_s=half_way["scan"])
         kept["scan"] = committed(place / "scan.db")
     for loop in LOOPS:
-        if loop in walls:
+        if loop in half_way:
             with _place() as place:
                 out = place / "rows.csv"
                 command = [sys.executable, "-m", "bench.loops", loop, str(folder), str(kind.loop_files), str(out)]
-                run_tree(command, place, env=_ours(libraries), kill_after_s=walls[loop] / 2)
+                run_tree(command, place, env=_ours(libraries), kill_after_s=half_way[loop])
                 kept[loop] = len(out.read_text().splitlines()) - 1 if out.exists() else 0
     return kept
 
@@ -116,7 +116,7 @@ def second_scan(files: int) -> dict[str, float]:
         folder.mkdir()
         for i in range(files):
             (folder / f"{i:06}").write_bytes(b"no film %06d" % i)
-        command = [*scan_command(folder, place)[:-2], "--include", "*"]
+        command = scan_command(folder, place)[:-2]
         first = run_tree(command, place, env={"CXRBATCH_QUIET_S": "0"})
         again = run_tree(command, place, env={"CXRBATCH_QUIET_S": "0"})
         seconds = float(again.out["seconds"])

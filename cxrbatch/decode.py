@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrbatch.dicom.identifiers import Identifiers
-from cxrbatch.dicom.picture import read_dicom_picture
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.formats.limits import Limits
 from cxrbatch.formats.raster import read_jpeg, read_png
@@ -98,6 +97,9 @@ def _stored_picture(
 ) -> StoredPicture:
     match sniff(data):
         case "dicom":
+            # Here, because pydicom takes a quarter of a CPU second to load: folders without DICOM do without.
+            from cxrbatch.dicom.picture import read_dicom_picture
+
             return read_dicom_picture(data, limits, identifiers, specs)
         case "png":
             return read_png(data, limits)

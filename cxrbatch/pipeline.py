@@ -99,10 +99,11 @@ def scan(
     patience = Patience()
     with closing(ahead(decoded, depth=2 * settings.batch_size or _DECODED_AHEAD)) as decoded_ahead:
         engine, run = start()  # while the decoders are busy already
+        cascade = Cascade(bundle, engine)
         size = settings.batch_size or engine.batch_size
         batches = in_batches(decoded_ahead, size, settings.batch_age_s)
         in_flight = set[str]()
-        scored = score(batches, Cascade(bundle, engine), store, run.cascade_id, reprocess, patience, in_flight)
+        scored = score(batches, cascade, store, run.cascade_id, reprocess, patience, in_flight)
         commit = partial(store.record, run.run_id, run.cascade_id, replace=reprocess == "all")
         _record_all(scored, commit, size, settings.record_age_s, patience, in_flight, counts, progress)
 
@@ -126,10 +127,10 @@ def watch(
     decoded = _decoded(claimed, settings, bundle, identifiers)
     with closing(ahead(decoded, depth=2 * settings.batch_size or _DECODED_AHEAD)) as decoded_ahead:
         engine = start()  # while the decoders start too
+        cascade = Cascade(bundle, engine)
         size = settings.batch_size or engine.batch_size
         batches = in_batches(decoded_ahead, size, settings.batch_age_s)
         in_flight = set[str]()
-        cascade = Cascade(bundle, engine)
         scored = score(batches, cascade, work.store, work.run.cascade_id, "none", patience, in_flight)
         _record_all(scored, work.record, size, settings.record_age_s, patience, in_flight, counts, progress)
 

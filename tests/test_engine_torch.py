@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from cxrbatch.bundles import load_bundle
+from cxrbatch.engines import torch_engine
 from cxrbatch.engines.networks import build_network, load_state
-from cxrbatch.engines.torch_engine import TorchEngine, halving_on_oom, over_replicas, torch_devices
+from cxrbatch.engines.torch_engine import TorchEngine, fastest_batch, halving_on_oom, over_replicas, torch_devices
 from cxrbatch.errors import ExitCode, Fatal
 from making import make_bundle
 
@@ -90,10 +91,46 @@ def test_a_device_that_is_not_there() -> None:
     assert caught.value.exit_code is ExitCode.DEVICE_MISSING
 
 
-def test_a_batch_is_shared_by_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TorchEngine("cpu").batch_size == 8
+class Device:
+    """A clock and a device: `overhead_s` a batch and `image_s` an image, with memory for `room` images."""
+
+    def __init__(self, overhead_s: float, image_s: float, room: int = 1000) -> None:
+        self.overhead_s, self.image_s, self.room, self.now = overhead_s, image_s, room, 0.0
+
+    def __call__(self, x: NDArray[np.uint8]) -> Result:
+        if len(x) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        self.now += self.overhead_s + self.image_s * len(x)
+        return numbered(x)
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (Device(0.001, 0.001), 16),  # 16 images do not notice the overhead
+        (Device(0.01, 0.001), 128),
+        (Device(10, 0.001), 256),
+        (Device(10, 0.001, room=100), 64),
+        (Device(10, 0.001, room=3), 16),  # halving_on_oom does the rest
+    ],
+)
+def test_the_batch_of_a_gpu_is_found_by_trying(device: Device, expected: int) -> None:
+    assert fastest_batch(device, 64, device.clock) == expected
+
+
+def test_a_batch_is_shared_by_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stage = load_bundle(make_bundle(tmp_path / "b")).disease
+    cpu = TorchEngine("cpu")
+    cpu.load(stage)
+    assert cpu.batch_size == 8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch_engine, "_runner", lambda net, stage, device: Device(0, 0, room=40))
     one, both = TorchEngine("auto"), TorchEngine("cuda:0,1")
     assert (one.device, both.device) == ("cuda:0", "cuda:0,cuda:1")
-    assert both.batch_size == 2 * one.batch_size
+    one.load(stage)
+    both.load(stage)
+    assert both.batch_size == 2 * one.batch_size <= 80

@@ -28,7 +28,7 @@ class Engine(Protocol):
     name: str  # "torch", ...
     version: str
     device: str  # what it really runs on: "cpu", "cuda:0", ...
-    batch_size: int  # images in one call that suit it
+    batch_size: int  # images in one call that suit it; of the stages that are loaded
 
     def load(self, stage: Stage) -> Network:
         """The stage's weights, ready to run."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,10 +24,11 @@ from cxrbatch.engines.networks import FeatureNetwork, build_network, load_state
 from cxrbatch.engines.protocol import Network
 from cxrbatch.errors import ExitCode, Fatal
 
-__all__ = ["TorchEngine", "halving_on_oom", "load_network", "over_replicas", "torch_devices"]
+__all__ = ["TorchEngine", "fastest_batch", "halving_on_oom", "load_network", "over_replicas", "torch_devices"]
 
 _CPU_BATCH = 8  # larger ones are slower there: glibc maps and unmaps their activations
-_CUDA_BATCH = 64  # a GPU; halved where its memory is too small
+_CUDA_BATCHES = (16, 32, 64, 128, 256)  # a GPU: which one is found by trying
+_WORTH = 1.05  # times the images a second that a doubled batch must give
 
 Result = tuple[NDArray[np.float32], NDArray[np.float32]]
 Run = Callable[[NDArray[np.uint8]], Result]
@@ -59,11 +61,15 @@ class TorchEngine:
     def __init__(self, device: str = "auto") -> None:
         self._devices = torch_devices(device)
         self.device = ",".join(self._devices)
-        self.batch_size = _CPU_BATCH if self.device == "cpu" else _CUDA_BATCH * len(self._devices)
+        self.batch_size = _CPU_BATCH if self.device == "cpu" else _CUDA_BATCHES[-1] * len(self._devices)
 
     def load(self, stage: Stage) -> Network:
+        """The stage on each device. On CUDA it is also tried how many images at once are fastest: `batch_size`."""
         net = load_network(stage)
-        return over_replicas([halving_on_oom(_runner(net, stage, device)) for device in self._devices])
+        runners = [_runner(net, stage, device) for device in self._devices]
+        if self.device != "cpu":
+            self.batch_size = min(self.batch_size, fastest_batch(runners[0], stage.plane.size) * len(runners))
+        return over_replicas([halving_on_oom(run) for run in runners])
 
 
 def load_network(stage: Stage) -> FeatureNetwork:
@@ -103,6 +109,25 @@ def _runner(net: FeatureNetwork, stage: Stage, device: str) -> Run:
         return logits.cpu().numpy(), features.cpu().numpy()
 
     return run
+
+
+def fastest_batch(run: Run, side: int, clock: Callable[[], float] = time.perf_counter) -> int:
+    """How many planes (side, side) at once suit a device: twice as many as long as that is worth it and fits."""
+    best, best_rate = _CUDA_BATCHES[0], 0.0
+    for size in _CUDA_BATCHES:
+        planes = np.zeros((size, side, side), np.uint8)
+        try:
+            run(planes)  # the first one chooses kernels and takes memory
+            started = clock()
+            run(planes)
+            rate = size / max(clock() - started, 1e-9)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if rate < best_rate * _WORTH:
+            break
+        best, best_rate = size, rate
+    return best
 
 
 def halving_on_oom(run: Run) -> Run:
