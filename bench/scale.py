@@ -39,9 +39,9 @@ HOWTO = ROOT / "docs" / "howto" / "sql.md"
 QUERIES = re.findall(r"^## (.+?)\n.*?^```sql\n(.+?)^```", HOWTO.read_text(), flags=re.MULTILINE | re.DOTALL)
 FIRST = ("SELECT label, count(*) FROM results GROUP BY label", "SELECT label, count(*) FROM results GROUP BY label")
 FILTERS: list[dict[str, Any]] = [
-    {"label": "COVID19"},
+    {"label": "COVID19", "order": "surest"},
     {"label": "COVID19", "min_confidence": 0.99},
-    {"decision": Decision.NEEDS_REVIEW},
+    {"decision": Decision.NEEDS_REVIEW, "order": "least sure"},
     {"min_confidence": 0.999},
     {"limit": 200},
 ]

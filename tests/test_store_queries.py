@@ -99,6 +99,17 @@ def test_filters_hold_together(store: Store) -> None:
     assert len(paths()) == 7
 
 
+def test_the_first_rows_of_a_filter_by_confidence(store: Store) -> None:
+    def confidences(**filters: Any) -> list[float]:
+        return [row.confidence for row in store.results(label="NORMAL", **filters)]
+
+    every = sorted(confidences())
+    assert len(set(every)) > 1
+    assert confidences(order="least sure", limit=2) == every[:2]
+    assert confidences(order="surest", limit=2) == every[::-1][:2]
+    assert confidences(order="surest", min_confidence=0.95) == [c for c in every[::-1] if c >= 0.95]
+
+
 def test_times_are_the_same_on_both_stores(store: Store) -> None:
     row = next(iter(store.results(label="COVID19")))
     assert row.processed_at == MONDAY

@@ -36,7 +36,10 @@ def print_results(
     under: Path | None,
     limit: int | None,
 ) -> None:
-    """Rows by path that meet every filter given; exit 4 is not used here: no rows is an answer."""
+    """Rows that meet every filter given; exit 4 is not used here: no rows is an answer.
+
+    By path; but a table of one label begins with the surest, and one of what needs review with the least sure.
+    """
     filters: dict[str, Any] = {
         "label": label,
         "min_confidence": min_confidence,
@@ -51,11 +54,13 @@ def print_results(
             write("-", store.results(**filters))
             return
         filters["limit"] = min(limit or _TABLE_ROWS, _TABLE_ROWS) + 1
-        rows = list(store.results(**filters))
+        order = "path" if under or since else "least sure" if needs_review else "surest" if label else "path"
+        rows = list(store.results(**filters, order=order))
         console = to_stdout()
         console.print(_table(rows[: filters["limit"] - 1]))
         if len(rows) == filters["limit"] and limit is None:
-            console.print(f"The first {_TABLE_ROWS} rows; --format csv prints all of them.", style="yellow")
+            which = f"The first {_TABLE_ROWS} rows" if order == "path" else f"The {_TABLE_ROWS} {order} rows"
+            console.print(f"{which}; --format csv prints all of them.", style="yellow")
         console.print(NOT_A_DIAGNOSIS, style="dim")
 
 

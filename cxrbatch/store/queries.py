@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, select
@@ -59,11 +59,14 @@ def stream_results(
     since: datetime | None = None,
     roots: Sequence[str] = (),
     limit: int | None = None,
+    order: Literal["path", "surest", "least sure"] = "path",
 ) -> Iterator[AnyRow]:
     """Rows of the view (named tuples in the order of RESULT_COLUMNS), root by root and by path; all filters hold.
 
     `min_confidence` is of `label`, 0..1; `since` is aware and compared with processed_at; `roots` are folders
-    or files. One consistent snapshot (on Postgres, one a root), fetched a thousand rows at a time.
+    or files. The other orders, by confidence, are for the first `limit` rows of a filter, without roots: they are found
+    at once where sorting by path has to find all of them. One consistent snapshot (on Postgres, one a root), fetched a
+    thousand rows at a time.
     """
     conditions: list[sa.ColumnElement[bool]] = []
     indexed: list[sa.ColumnElement[bool]] = []
@@ -77,13 +80,19 @@ def stream_results(
             indexed.append(column == value)
     if since is not None:
         indexed.append(files.c.processed_at >= since)
+    sorted_by: sa.ColumnElement[Any] = results.c.path
     if indexed:
         # The paths first, by the filter's index: whole rows are then read in their order, and never sorted.
         indexed += [] if min_confidence is None else [files.c.confidence >= min_confidence]
-        conditions.append(results.c.path.in_(select(files.c.path).where(*indexed)))
+        chosen = select(files.c.path).where(*indexed)
+        if order != "path":
+            direction = sa.asc if order == "least sure" else sa.desc
+            sorted_by = direction(results.c.confidence)
+            chosen = chosen.order_by(direction(files.c.confidence)).limit(limit)
+        conditions.append(results.c.path.in_(chosen))
     elif min_confidence is not None:  # no index for it alone, and many have it: the first rows come soon
         conditions.append(results.c.confidence >= min_confidence)
-    query = select(results).where(*conditions).order_by(results.c.path).limit(limit)
+    query = select(results).where(*conditions).order_by(sorted_by, results.c.path).limit(limit)
     # A query for each piece of each root: SQLite would sort the whole rows of an OR, a million of them if need be.
     pieces = [piece for root in sorted(roots) for piece in _pieces(results.c.path, root)]
     with connect(engine) as connection:
