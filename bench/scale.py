@@ -1,6 +1,6 @@
 """What a store of a million files costs: the second scan, the queries of the how-to, the filters, the exports.
 
-    make scale                                  a million files, SQLite, in /tmp/cxrbatch-scale (8 GB, 2 million names)
+    make scale                                  a million files, SQLite, in /tmp/cxrbatch-scale (3 GB, a million names)
     python bench/scale.py --files 100000        fewer
     python bench/scale.py --db postgresql://…   an empty Postgres database
 
