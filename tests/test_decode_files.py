@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -55,6 +57,18 @@ def png(depth: int, colour_type: int, rows: list[bytes], width: int, *extra: byt
 
 def luma(rgb: Any) -> Any:
     return np.asarray(Image.fromarray(rgb).convert("L"))
+
+
+def test_pydicom_is_loaded_with_the_first_dicom_file(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    (tmp_path / "b.dcm").write_bytes(write_dicom(as_dicom(GREY)))
+    program = (
+        "import sys; from pathlib import Path; from cxrbatch.decode import read_grey\n"
+        "for name in ('a.png', 'b.dcm'):\n"
+        "    read_grey((Path(sys.argv[1]) / name).read_bytes()); print('pydicom' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize(

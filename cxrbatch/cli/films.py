@@ -109,15 +109,15 @@ def retry(
 
 @app.command()
 def results(
-    label: Annotated[str | None, typer.Option(help="Only this label, e.g. COVID19.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only this label, e.g. COVID19; surest first.")] = None,
     min_confidence: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    needs_review: Annotated[bool, typer.Option("--needs-review", help="Only what a person should look at.")] = False,
+    needs_review: Annotated[bool, typer.Option("--needs-review", help="Only for review; least sure first.")] = False,
     since: Annotated[str | None, typer.Option(help="Processed at or after this time (ISO 8601, UTC).")] = None,
     under: Annotated[Path | None, typer.Option(help="Only files in this folder.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     format: Annotated[Literal["table", "csv", "jsonl"], typer.Option(help="How to print them.")] = "table",
 ) -> None:
-    """The rows of the store, without SQL."""
+    """The rows of the store, without SQL. CSV, JSON lines and tables of a folder or a time go by path."""
     from cxrbatch.ops.results import print_results
 
     print_results(
