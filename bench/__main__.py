@@ -113,9 +113,14 @@ def _single_runs(given: argparse.Namespace, found: dict[str, Any], console: Cons
 
 
 def _half_way(run: dict[str, Any]) -> float:
-    """Seconds after its start when a run is in the middle of its films: what a start takes is left out."""
-    at_it = run["loop_s"] if "loop_s" in run else run["wall_s"] - (run["first_row_s"] or 0.0)
-    return float(run["wall_s"] - at_it / 2)
+    """Seconds after its start when a run is in the middle of its films; starting and ending take long, too."""
+    if run["going"] is None:  # it failed
+        return float(run["wall_s"] / 2)
+    seconds, rows = run["going"]
+    if "loop_s" in run:  # its rows come when all films are done
+        return float(seconds - run["loop_s"] / 2)
+    a_film_s = (run["wall_s"] - seconds) / max(1, run["files"] - rows)
+    return float(seconds + (run["files"] / 2 - rows) * a_film_s)
 
 
 def _sized(kind: Kind, given: argparse.Namespace) -> Kind:
