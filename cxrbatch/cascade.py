@@ -124,8 +124,14 @@ class Cascade:
 def ood_scores(features: NDArray[np.float32], ood: Ood) -> NDArray[np.float64]:
     """How unlike the training data: distance of the whitened features (n, d) to the nearest class mean, in units
     of the bundle's threshold; above 1 is unlike. After Lee et al. 2018 (Mahalanobis distance, tied covariance).
+
+    Features are scaled to length one first. Films of an unseen hospital excite a network less; by the plain distance
+    that brings them nearer to every class, and they look more familiar than films of the known hospitals.
     """
-    whitened = features.astype(np.float64) @ ood.whitening.T.astype(np.float64)
+    x = features.astype(np.float64)
+    if ood.unit:
+        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    whitened = x @ ood.whitening.T.astype(np.float64)
     distances = np.linalg.norm(whitened[:, None, :] - ood.means[None, :, :], axis=2)
     nearest: NDArray[np.float64] = distances.min(1) / ood.threshold
     return nearest

@@ -33,7 +33,7 @@ def make_bundle(
             torch.nn.init.zeros_(net.classifier[1].weight)
             torch.nn.init.constant_(net.classifier[1].bias, gate_bias)
         stages.append(write_stage(folder, role, classes, size, net.state_dict(), architecture))
-    manifest = {"format": 1, "name": "test", "version": "0", "licence": "", "intended_use": "", "stages": stages}
+    manifest = {"format": 2, "name": "test", "version": "0", "licence": "", "intended_use": "", "stages": stages}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -54,7 +54,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     global SPEC
     made = load_bundle(make_bundle(tmp_path_factory.mktemp("bundle")))
     SPEC = made.disease.plane
-    ood = Ood(np.eye(2, dtype=np.float32), np.zeros((1, 2), np.float32), 10.0)
+    ood = Ood(np.eye(2, dtype=np.float32), np.zeros((1, 2), np.float32), 10.0, unit=False)
     return replace(made, stages=(made.stages[0], replace(made.stages[1], ood=ood, threshold=0.6)))
 
 
@@ -135,5 +135,11 @@ def test_a_cascade_without_a_gate(tmp_path: Path) -> None:
 
 
 def test_the_ood_score_is_the_distance_to_the_nearest_mean() -> None:
-    ood = Ood(np.array([[2, 0]], np.float32), np.array([[0], [10]], np.float32), 4.0)
+    ood = Ood(np.array([[2, 0]], np.float32), np.array([[0], [10]], np.float32), 4.0, unit=False)
     np.testing.assert_allclose(ood_scores(np.array([[1, 7], [4, 0]], np.float32), ood), [0.5, 0.5])
+
+
+def test_the_ood_score_knows_a_direction_and_not_a_length() -> None:
+    ood = Ood(np.array([[2, 0]], np.float32), np.array([[0], [2]], np.float32), 0.5)
+    found = ood_scores(np.array([[3, 4], [30, 40], [5, 0], [0, 0]], np.float32), ood)
+    np.testing.assert_allclose(found, [1.6, 1.6, 0.0, 0.0], atol=1e-6)

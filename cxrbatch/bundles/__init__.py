@@ -21,7 +21,7 @@ from cxrbatch.nouns import PlaneSpec
 
 __all__ = ["FORMAT", "SHIPPED", "Bundle", "Ood", "Stage", "find_bundle", "load_bundle", "shipped_bundles"]
 
-FORMAT = 1
+FORMAT = 2
 _EXACT = " exact"
 SHIPPED = Path(__file__).parent
 
@@ -33,6 +33,7 @@ class Ood:
     whitening: NDArray[np.float32]  # (k, d)
     means: NDArray[np.float32]  # (classes, k)
     threshold: float
+    unit: bool = True  # features are scaled to length one first; not so in bundles of format 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +173,14 @@ def _stage(folder: Path, part: dict[str, Any]) -> Stage:
     )
 
 
-def _ood(tensors: Any, part: dict[str, float] | None) -> Ood | None:
+def _ood(tensors: Any, part: dict[str, Any] | None) -> Ood | None:
     if part is None:
         return None
     return Ood(
         tensors.get_tensor("ood.whitening").astype(np.float32),
         tensors.get_tensor("ood.means").astype(np.float32),
         float(part["threshold"]),
+        part.get("features") == "unit",
     )
 
 

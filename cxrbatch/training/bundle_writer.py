@@ -90,6 +90,8 @@ def change_stage(
 ) -> None:
     """Change manifest keys of a stage; with `ood` (whitening (k, d), means (c, k), threshold) its tensors too.
 
+    They are of features scaled to length one.
+
     Raises Fatal when the bundle has no such stage.
     """
     manifest = _manifest(folder)
@@ -102,7 +104,7 @@ def change_stage(
         whitening, means, threshold = ood
         tensors["ood.whitening"] = torch.from_numpy(np.ascontiguousarray(whitening, np.float32))
         tensors["ood.means"] = torch.from_numpy(np.ascontiguousarray(means, np.float32))
-        part["ood"] = {"threshold": threshold}
+        part["ood"] = {"threshold": threshold, "features": "unit"}
     _put(folder, manifest, part, tensors)
 
 
@@ -124,6 +126,7 @@ def _on_disk(value: Tensor) -> Tensor:
 
 
 def _put(folder: Path, manifest: dict[str, Any], part: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    manifest["format"] = FORMAT
     weights = folder / part["weights"]
     new_weights, new_manifest = weights.with_suffix(".part"), folder / "manifest.json.part"
     save_file(tensors, new_weights)

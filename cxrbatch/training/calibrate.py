@@ -2,7 +2,8 @@
 
 Temperature: the one that makes validation likeliest (Guo et al. 2017), on the films as they are and on
 restyled copies of them, because other hospitals' films look otherwise and validation comes from the hospitals
-of the training. Out of distribution: distance of whitened features to the nearest class (Lee et al. 2018).
+of the training. Out of distribution: distance of whitened features of length one to the nearest class
+(Lee et al. 2018).
 Review: the least confident and the least familiar, as many as the reader's budget allows.
 """
 
@@ -28,8 +29,8 @@ from cxrbatch.training.scores import Scores, probabilities_of, score_films, targ
 
 __all__ = ["best_temperature", "calibrate", "feature_statistics", "gate_threshold", "review_thresholds"]
 
-_MOST_FEATURES = 2500  # films whose features describe the training data: enough for a few dozen directions
-_DIRECTIONS = 64
+_MOST_FEATURES = 2500  # films whose features describe the training data: enough for a few hundred directions
+_DIRECTIONS = 256
 _GATE_TOLERANCE = 0.005
 _RESTYLED_LOOK = 0.7  # twice the training's: other hospitals are further away than that
 
@@ -159,9 +160,12 @@ def feature_statistics(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Whitening (k, d) of the covariance within classes, and the whitened class means (classes, k).
 
+    Of features (n, d) scaled to length one, as `cascade.ood_scores` scales them.
+
     Only the `directions` of largest variance are kept; the rest is noise with so few films.
     """
     x = features.astype(np.float64)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     means = np.stack([x[y == c].mean(0) for c in range(classes)])
     centred = x - means[y]
     values, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(x) - classes))
