@@ -194,9 +194,9 @@ def test_rates_fall_as_the_schedules_say() -> None:
 
 def test_a_source_can_be_left_out_and_an_unknown_one_is_a_sentence(films: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.toml", ("epochs = 2", "epochs = 1"))
-    train(recipe, films, tmp_path / "bundle", without_source="site1")
+    train(recipe, films, tmp_path / "bundle", without_sources=["site1"])
     training = load_bundle(tmp_path / "bundle").disease.manifest["training"]
-    assert training["without_source"] == "site1"
+    assert training["without_sources"] == ["site1"]
     assert training["films"] == {"train": 12, "val": 12}  # half of 24; validation keeps both sites
     with pytest.raises(Fatal, match="a source with 'elsewhere'"):
-        train(recipe, films, tmp_path / "other", without_source="elsewhere")
+        train(recipe, films, tmp_path / "other", without_sources=["elsewhere"])

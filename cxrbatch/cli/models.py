@@ -27,13 +27,16 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs a phase: to try it.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a run that was killed stopped.")] = True,
     without_source: Annotated[
-        str | None, typer.Option(help="Leave out training films whose source in manifest.csv has this in its name.")
+        list[str] | None,
+        typer.Option(
+            help="Leave out training films whose source in manifest.csv has this in its name; may be repeated."
+        ),
     ] = None,
 ) -> None:
     """Train one stage of a bundle by a recipe."""
     from cxrbatch.training.fit import train
 
-    train(recipe, data, out, limit=limit, epochs=epochs, resume=resume, without_source=without_source)
+    train(recipe, data, out, limit=limit, epochs=epochs, resume=resume, without_sources=without_source or ())
 
 
 @app.command()

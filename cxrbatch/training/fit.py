@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,12 @@ def train(
     limit: int | None = None,
     epochs: int | None = None,
     resume: bool = True,
-    without_source: str | None = None,
+    without_sources: Sequence[str] = (),
 ) -> None:
     """Train by a recipe (a shipped name or a TOML file) on the labelled films in `data`, into the bundle `out`.
 
     `limit` keeps about so many films of each split and `epochs` is the most of each phase: for trying out.
-    `without_source` leaves a hospital's films out of training, for leave-one-source-out. A run that was killed goes
+    `without_sources` leaves hospitals' films out of training, for leave-one-source-out. A run that was killed goes
     on after its last whole epoch, unless `resume` is False. `out`/training holds the metrics (JSONL), curves and
     class grid (PNG), the list of unreadable files and the checkpoint.
     Raises Fatal: see `load_recipe` and `prepare`; or when the loss is no longer a number.
@@ -62,7 +62,7 @@ def train(
         plan = replace(plan, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in plan.phases))
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
-    films = prepare(plan, data, limit, without_source)
+    films = prepare(plan, data, limit, without_sources)
     (work / "unreadable.txt").write_text("".join(f"{f.path}: {why}\n" for f, why in films.unreadable))
     if plan.class_grid:
         plots.plot_class_grid(films, work / f"{plan.role}-class-grid.png")
@@ -86,7 +86,7 @@ def train(
             "epochs": run.progress.epoch,
             "kept_epoch": run.progress.best_epoch if plan.keep == "best" else run.progress.epoch - 1,
             "limit": limit,
-            "without_source": without_source,
+            "without_sources": list(without_sources),
             "held_out": {"share": plan.validation_share, "seed": plan.seed} if films.held_out else None,
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,10 @@ class Prepared:
         return len(self.classes)
 
 
-def prepare(recipe: Recipe, data: Path, limit: int | None, without_source: str | None = None) -> Prepared:
+def prepare(recipe: Recipe, data: Path, limit: int | None, without_sources: Sequence[str] = ()) -> Prepared:
     """Find, split, label and read the films. `limit` keeps about so many of each split, every class in it.
 
-    `without_source` leaves out the training films whose source has this in its name.
+    `without_sources` leaves out the training films whose source has one of these in its name.
     Raises Fatal in one sentence: no films, one class only, a class or a split without a film, an unknown source.
     """
     films = [film for folder in find_folders(data, recipe.data) for film in folder.films]
@@ -65,10 +66,10 @@ def prepare(recipe: Recipe, data: Path, limit: int | None, without_source: str |
     held_out = recipe.validation == "split" or not val
     if held_out:
         train, val = grouped_split(train + val, recipe.validation_share, recipe.seed)
-    if without_source is not None:
-        kept = [f for f in train if without_source not in f.source]
+    for left_out in without_sources:
+        kept = [f for f in train if left_out not in f.source]
         if len(kept) == len(train):
-            raise Fatal(f"No training film in {data} has a source with '{without_source}' in its name.")
+            raise Fatal(f"No training film in {data} has a source with '{left_out}' in its name.")
         train = kept
     train, val = (_thinned(part, number, limit) for part in (train, val))
     for name, part in (("training", train), ("validation", val)):

@@ -18,7 +18,7 @@ from cxrbatch.normalize import fit_plane
 from cxrbatch.training.datasets import Film, find_folders, read_film, split_films
 from cxrbatch.training.gradcam import grad_cam, load_network, network_input
 
-__all__ = ["cam_outside", "leaked", "source_probe", "without_source"]
+__all__ = ["cam_outside", "leaked", "source_probe"]
 
 _CENTRAL = 0.8  # share of a side that counts as the chest, in the middle
 
@@ -94,8 +94,3 @@ def source_probe(features: NDArray[np.float32], films: Sequence[Film], seed: int
             "chance": 1 / len(set(truth.tolist())),
         }
     return found
-
-
-def without_source(films: Sequence[Film], source: str) -> tuple[list[Film], list[Film]]:
-    """(films of other sources, films of that source): train on the first, test on the second."""
-    return [f for f in films if f.source != source], [f for f in films if f.source == source]
