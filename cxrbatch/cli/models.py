@@ -29,7 +29,7 @@ def train(
     without_source: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out training films whose source in manifest.csv has this in its name; may be repeated."
+            help="Leave out training films whose source in manifest.csv has this in its name; repeatable."
         ),
     ] = None,
 ) -> None:
