@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cxrbatch.bundles import load_bundle
 from cxrbatch.engines.networks import build_network
@@ -177,6 +177,15 @@ def test_pretrained_weights_come_from_a_file_with_a_new_head(tmp_path: Path) -> 
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(Fatal, match="not a safetensors file"):
         start_network("mobilenet_v2", 1, 2, str(tmp_path / "pickle.safetensors"))
+
+
+def test_from_nothing_batch_norm_follows_within_a_short_run(tmp_path: Path) -> None:
+    net = start_network("mobilenet_v3_large", 1, 2, "none")
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and {norm.momentum for norm in norms} == {0.1}
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    kept = start_network("mobilenet_v3_large", 1, 2, str(tmp_path / "w.safetensors"))
+    assert {m.momentum for m in kept.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.01}, "the recipe's own"
 
 
 def test_rates_fall_as_the_schedules_say() -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from cxrbatch.bundles import Ood
+from cxrbatch.cascade import ood_scores
 from cxrbatch.training import metrics
 from cxrbatch.training.calibrate import (
     best_temperature,
@@ -84,16 +86,17 @@ def test_review_thresholds_spend_the_budget() -> None:
 def test_features_of_another_world_are_far() -> None:
     rng = np.random.default_rng(3)
     y = rng.integers(0, 3, 900)
-    features = (rng.normal(0, 1, (900, 40)) + 4 * np.eye(40)[y]).astype(np.float32)
+    features = (rng.normal(0, 1, (900, 40)) + 12 * np.eye(40)[y]).astype(np.float32)
     whitening, means = feature_statistics(features, y, 3, directions=20)
     assert whitening.shape == (20, 40) and means.shape == (3, 20)
 
     def distance(x: np.ndarray) -> np.ndarray:
-        return np.linalg.norm((x @ whitening.T)[:, None] - means, axis=2).min(1)
+        return ood_scores(x.astype(np.float32), Ood(whitening, means, 1.0))
 
     inside = distance(features)
-    outside = distance((rng.normal(0, 4, (100, 40))).astype(np.float32))
-    assert np.quantile(inside, 0.95) < np.quantile(outside, 0.05)
+    for strength in (0.1, 4.0):  # a film that hardly excites the network is no nearer to what it knows
+        outside = distance(rng.normal(0, strength, (100, 40)))
+        assert np.quantile(inside, 0.95) < np.quantile(outside, 0.05)
 
 
 def test_the_gate_threshold_lies_in_the_gap() -> None:

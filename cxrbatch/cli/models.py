@@ -28,9 +28,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on where a run that was killed stopped.")] = True,
     without_source: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Leave out training films whose source in manifest.csv has this in its name; repeatable."
-        ),
+        typer.Option(help="Leave out training films whose source in manifest.csv has this in its name; repeatable."),
     ] = None,
 ) -> None:
     """Train one stage of a bundle by a recipe."""

@@ -31,6 +31,7 @@ __all__ = ["best_temperature", "calibrate", "feature_statistics", "gate_threshol
 
 _MOST_FEATURES = 2500  # films whose features describe the training data: enough for a few hundred directions
 _DIRECTIONS = 256
+_FILMS_A_DIRECTION = 8  # fewer and a direction's variance is that of a handful of films
 _GATE_TOLERANCE = 0.005
 _RESTYLED_LOOK = 0.7  # twice the training's: other hospitals are further away than that
 
@@ -169,7 +170,7 @@ def feature_statistics(
     means = np.stack([x[y == c].mean(0) for c in range(classes)])
     centred = x - means[y]
     values, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(x) - classes))
-    k = min(directions, len(x) - classes, x.shape[1])
+    k = min(directions, max(1, (len(x) - classes) // _FILMS_A_DIRECTION), x.shape[1])
     top = slice(len(values) - k, None)
     whitening = vectors[:, top].T / np.sqrt(values[top] + 1e-3 * values[-1])[:, None]
     return whitening.astype(np.float32), (means @ whitening.T).astype(np.float32)
