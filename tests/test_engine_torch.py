@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 from cxrbatch.bundles import load_bundle
 from cxrbatch.engines import torch_engine
 from cxrbatch.engines.networks import build_network, load_state
-from cxrbatch.engines.torch_engine import TorchEngine, fastest_batch, halving_on_oom, over_replicas, torch_devices
+from cxrbatch.engines.torch_engine import (
+    TorchEngine,
+    fastest_batch,
+    halving_on_oom,
+    over_replicas,
+    over_streams,
+    torch_devices,
+)
 from cxrbatch.errors import ExitCode, Fatal
 from making import make_bundle
 
@@ -73,6 +80,26 @@ def test_out_of_memory_for_a_single_image_is_not_hidden() -> None:
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
         halving_on_oom(full)(planes(4))
+
+
+def test_the_second_stream_is_started_before_the_first_is_waited_for() -> None:
+    said: list[str] = []
+
+    def start(x: NDArray[np.uint8], stream: str) -> NDArray[np.uint8]:
+        said.append(f"start {len(x)} on {stream}")
+        return x
+
+    def finish(x: NDArray[np.uint8], stream: str) -> Result:
+        said.append(f"finish {len(x)} on {stream}")
+        return numbered(x)
+
+    run = over_streams(start, finish, ["a", "b"])
+    x = planes(5)
+    np.testing.assert_array_equal(run(x)[0], numbered(x)[0])
+    assert said == ["start 3 on a", "start 2 on b", "finish 3 on a", "finish 2 on b"]
+    said.clear()
+    run(x[:1])
+    assert said == ["start 1 on a", "finish 1 on a"]
 
 
 def test_replicas_share_a_batch_and_keep_its_order() -> None:

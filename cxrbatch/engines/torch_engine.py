@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,14 +25,25 @@ from cxrbatch.engines.networks import FeatureNetwork, build_network, load_state
 from cxrbatch.engines.protocol import Network
 from cxrbatch.errors import ExitCode, Fatal
 
-__all__ = ["TorchEngine", "fastest_batch", "halving_on_oom", "load_network", "over_replicas", "torch_devices"]
+__all__ = [
+    "TorchEngine",
+    "fastest_batch",
+    "halving_on_oom",
+    "load_network",
+    "over_replicas",
+    "over_streams",
+    "torch_devices",
+]
 
 _CPU_BATCH = 8  # larger ones are slower there: glibc maps and unmaps their activations
 _CUDA_BATCHES = (16, 32, 64, 128, 256)  # a GPU: which one is found by trying
+_STREAMS = 2  # a GPU: one copies while the other computes
 _WORTH = 1.05  # times the images a second that a doubled batch must give
 
 Result = tuple[NDArray[np.float32], NDArray[np.float32]]
 Run = Callable[[NDArray[np.uint8]], Result]
+Stream = TypeVar("Stream")
+Started = TypeVar("Started")
 
 
 def torch_devices(wanted: str) -> list[str]:
@@ -100,13 +112,37 @@ def _runner(net: FeatureNetwork, stage: Stage, device: str) -> Run:
         return logits.float(), features.float()
 
     @torch.inference_mode()
-    def run(planes: NDArray[np.uint8]) -> Result:
+    def start(planes: NDArray[np.uint8], stream: torch.cuda.Stream | None) -> tuple[Tensor, Tensor, Tensor]:
         host = torch.from_numpy(np.ascontiguousarray(planes))[:, None]
-        x = host.pin_memory().to(device, non_blocking=True) if on_cuda else host
-        logits, features = forward(x, half=on_cuda)
-        if on_cuda and not (logits.isfinite().all() and features.isfinite().all()):
-            logits, features = forward(x, half=False)  # float16 overflowed: this batch is done in full
-        return logits.cpu().numpy(), features.cpu().numpy()
+        with torch.cuda.stream(stream):  # of None: nothing
+            x = host.pin_memory().to(device, non_blocking=True) if on_cuda else host
+            return x, *forward(x, half=on_cuda)
+
+    @torch.inference_mode()
+    def finish(started: tuple[Tensor, Tensor, Tensor], stream: torch.cuda.Stream | None) -> Result:
+        x, logits, features = started
+        with torch.cuda.stream(stream):
+            if on_cuda and not (logits.isfinite().all() and features.isfinite().all()):
+                logits, features = forward(x, half=False)  # float16 overflowed: these planes are done in full
+            return logits.cpu().numpy(), features.cpu().numpy()
+
+    if not on_cuda:
+        return over_streams(start, finish, [None])
+    torch.cuda.synchronize(device)  # the weights were copied on another stream than those that will read them
+    return over_streams(start, finish, [torch.cuda.Stream(device) for _ in range(_STREAMS)])  # type: ignore[no-untyped-call]
+
+
+def over_streams(
+    start: Callable[[NDArray[np.uint8], Stream], Started],
+    finish: Callable[[Started, Stream], Result],
+    streams: Sequence[Stream],
+) -> Run:
+    """A part of each batch on every stream of a device: all are started before the first is waited for."""
+
+    def run(planes: NDArray[np.uint8]) -> Result:
+        parts = [part for part in np.array_split(planes, len(streams)) if len(part)]
+        started = [start(part, stream) for part, stream in zip(parts, streams, strict=False)]
+        return _joined([finish(one, stream) for one, stream in zip(started, streams, strict=False)])
 
     return run
 
