@@ -28,8 +28,9 @@ def start_network(architecture: str, channels: int, outputs: int, pretrained: st
     of a bundle. Raises Fatal.
     """
     net = build_network(architecture, channels, outputs)
-    if pretrained == "none":
+    if pretrained != "imagenet":
         _hasten_batch_norm(net)
+    if pretrained == "none":
         return net
     if pretrained == "imagenet":
         state = _download(architecture)
@@ -53,8 +54,8 @@ def start_network(architecture: str, channels: int, outputs: int, pretrained: st
 def _hasten_batch_norm(net: nn.Module) -> None:
     """Let running statistics follow within tens of steps instead of hundreds.
 
-    torchvision's MobileNetV3 moves them by 1 % a step. In a short run from random weights they are then still near
-    their first values, and in eval mode every film gets the same answer.
+    torchvision's MobileNetV3 moves them by 1 % a step. In a short run from random weights, or from those of another
+    plane size, they are then still near their first values, and in eval mode every film gets the same answer.
     """
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
