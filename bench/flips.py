@@ -5,7 +5,7 @@
 Three kinds of input: the DICOM files of SHARED/dicom, the pictures of SHARED/data, and test films of SHARED/data
 enlarged (Lanczos, with a little grain) to the sizes of clinical films and written in memory in several formats,
 because the pictures themselves are too small to be shrunk. Only what comes out differently is scored. A row is
-printed once its kind is done, every flip at the end; Ctrl-C prints what there is so far.
+printed once its kind is done, every flip at the end; Ctrl-C or a kill prints what there is so far.
 """
 
 from __future__ import annotations
@@ -226,6 +226,8 @@ def main() -> None:
     arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one a core")
     arguments.add_argument("--only", choices=["data", "dicom", "enlarged"], help="one kind of input")
     given = arguments.parse_args()
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's job in the background would ignore the first
+        signal.signal(signum, signal.default_int_handler)
     bundle = load_bundle(given.cascade)
     cascade = Cascade(bundle, open_engine("auto", "cpu", bundle))
     found = Found()
