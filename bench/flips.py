@@ -1,21 +1,25 @@
 """What cheap decode changes: every film read both ways, through the product's own decoder and cascade.
 
-    python -m bench.flips [--shared ../shared] [--cascade default] [--films 200]
+    python -m bench.flips [--shared ../shared] [--cascade default] [--films 200] [--workers 1]
 
-Three kinds of input: the labelled pictures of SHARED/data, the DICOM files of SHARED/dicom, and test films of
-SHARED/data enlarged (Lanczos, with a little grain) to the sizes of clinical films and written in memory in several
-formats, because the pictures themselves are too small to be shrunk. Prints one row a format, and every flip; Ctrl-C
-prints what there is so far.
+Three kinds of input: the DICOM files of SHARED/dicom, the pictures of SHARED/data, and test films of SHARED/data
+enlarged (Lanczos, with a little grain) to the sizes of clinical films and written in memory in several formats,
+because the pictures themselves are too small to be shrunk. Only what comes out differently is scored. A row is
+printed once its kind is done, every flip at the end; Ctrl-C or a kill prints what there is so far.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import multiprocessing
+import os
+import random
+import signal
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +33,25 @@ from cxrbatch.cascade import Cascade
 from cxrbatch.decode import Identifiers, Limits, decode_bytes
 from cxrbatch.engines import open_engine
 from cxrbatch.errors import Rejected
-from cxrbatch.nouns import DecodedImage, Verdict
+from cxrbatch.nouns import DecodedImage, PlaneSpec, Verdict
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 
 _WINDOW: dict[str, Any] = {"WindowCenter": "2048", "WindowWidth": "3700"}
 _GRAIN = 0.004  # standard deviation, of the full range
-_BATCH = 8
 
-Both = tuple[DecodedImage | Rejected, DecodedImage | Rejected]  # exact, cheap
+#: A film -> (format, bytes) of all that it is made into.
+Make = Callable[[Path], Iterable[tuple[str, bytes]]]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One file read both ways."""
+
+    kind: str
+    name: str
+    grey: int = 0  # levels by which the planes differ at most
+    both: tuple[DecodedImage, DecodedImage] | None = None  # exact, cheap: where anything differs
+    refused: tuple[str, str] | None = None  # exact, cheap: where either was
 
 
 def enlarged(film: Path, rows: int, columns: int, bits: int) -> Any:
@@ -77,17 +92,25 @@ def as_it_is(group: str, path: Path) -> Iterator[tuple[str, bytes]]:
     yield group, path.read_bytes()
 
 
-def read_both(job: tuple[Callable[[Path], Iterable[tuple[str, bytes]]], Path, Bundle]) -> list[tuple[str, str, Both]]:
-    """(format, file name, the picture read exactly and cheaply) of all that one film is made into."""
-    make, path, bundle = job
+def read_both(make: Make, specs: tuple[PlaneSpec, ...], path: Path) -> list[Looked]:
+    """All that one film is made into, read exactly and cheaply; the pictures only where they differ."""
 
     def read(data: bytes, exact: bool) -> DecodedImage | Rejected:
         try:
-            return decode_bytes(data, bundle.plane_specs, Limits(), Identifiers(mode="drop"), exact)
+            return decode_bytes(data, specs, Limits(), Identifiers(mode="drop"), exact)
         except Rejected as problem:
             return problem
 
-    return [(kind, path.name, (read(data, True), read(data, False))) for kind, data in make(path)]
+    def look(kind: str, data: bytes) -> Looked:
+        exact, cheap = read(data, True), read(data, False)
+        if isinstance(exact, Rejected) or isinstance(cheap, Rejected):
+            said = [str(one) if isinstance(one, Rejected) else "a picture" for one in (exact, cheap)]
+            return Looked(kind, path.name, refused=(said[0], said[1]))
+        grey = max(int(np.abs(plane.astype(int) - cheap.planes[s]).max()) for s, plane in exact.planes.items())
+        differs = grey or exact.facts.quality_flags != cheap.facts.quality_flags
+        return Looked(kind, path.name, grey, (exact, cheap) if differs else None)
+
+    return [look(kind, data) for kind, data in make(path)]
 
 
 def chances(verdict: Verdict) -> dict[str, float]:
@@ -124,36 +147,75 @@ class Row:
         )
 
 
-def compare(batch: list[tuple[str, str, Both]], cascade: Cascade, rows: dict[str, Row], flips: list[str]) -> None:
-    """Score a batch both ways and enter it in `rows`; equal planes are equal verdicts and are not scored."""
-    different = []
-    for kind, name, (exact, cheap) in batch:
-        row = rows[kind]
+@dataclass
+class Found:
+    """All that has been found so far."""
+
+    rows: dict[str, Row] = field(default_factory=lambda: defaultdict(Row))
+    flips: list[str] = field(default_factory=list)
+    printed: set[str] = field(default_factory=set)
+
+    def print_rows(self) -> None:
+        """The rows that have not been printed yet."""
+        for kind, row in self.rows.items():
+            if kind not in self.printed:
+                self.printed.add(kind)
+                print(row.line(kind), flush=True)
+
+    def print_end(self) -> None:
+        differ, flipped = (sum(row.count[what] for row in self.rows.values()) for what in ("shrunk", "label"))
+        print(f"\n{flipped} label flip(s) in {differ} pictures that differ at all.")
+        print("\n".join(self.flips), flush=True)
+
+
+def enter(looked: list[Looked], cascade: Cascade, found: Found) -> None:
+    """Score both ways what differs, and enter all of it; equal planes are equal verdicts."""
+    for one in looked:
+        row = found.rows[one.kind]
         row.count["files"] += 1
-        if isinstance(exact, Rejected) or isinstance(cheap, Rejected):
-            if str(exact) != str(cheap):
-                row.count["label"] += 1
-                flips.append(f"- {kind}, {name}: exact {exact}, cheap {cheap}")
-            continue
-        grey = max(int(np.abs(p.astype(int) - cheap.planes[s]).max()) for s, p in exact.planes.items())
-        row.grey = max(row.grey, grey)
-        row.count["shrunk"] += grey > 0
-        if grey or exact.facts.quality_flags != cheap.facts.quality_flags:
-            different.append((kind, name, exact, cheap))
-        else:
+        row.grey = max(row.grey, one.grey)
+        row.count["shrunk"] += one.grey > 0
+        if one.refused and one.refused[0] != one.refused[1]:
+            row.count["label"] += 1
+            found.flips.append(f"- {one.kind}, {one.name}: exact {one.refused[0]}, cheap {one.refused[1]}")
+        elif not one.refused and not one.both:
             row.deltas.append(0.0)
+    different = [(one, *one.both) for one in looked if one.both]
     if not different:
         return
-    both = [cascade.score([pair[2] for pair in different]), cascade.score([pair[3] for pair in different])]
-    for (kind, name, _, _), exact_said, cheap_said in zip(different, *both, strict=True):
+    both = [cascade.score([pair[1] for pair in different]), cascade.score([pair[2] for pair in different])]
+    for (one, _, _), exact_said, cheap_said in zip(different, *both, strict=True):
         assert isinstance(exact_said, Verdict) and isinstance(cheap_said, Verdict), (exact_said, cheap_said)
+        row = found.rows[one.kind]
         a, b = chances(exact_said), chances(cheap_said)
-        rows[kind].deltas.append(max(abs(a[key] - b[key]) for key in a.keys() & b.keys()))
+        row.deltas.append(max(abs(a[key] - b[key]) for key in a.keys() & b.keys()))
         for what in ("label", "decision"):
             old, new = (str(getattr(said, what)) for said in (exact_said, cheap_said))
             if old != new:
-                rows[kind].count[what] += 1
-                flips.append(f"- {kind}, {name}: {what} {old} -> {new}; exact: {nearness(exact_said, cascade.bundle)}")
+                row.count[what] += 1
+                near = nearness(exact_said, cascade.bundle)
+                found.flips.append(f"- {one.kind}, {one.name}: {what} {old} -> {new}; exact: {near}")
+
+
+def inputs(shared: Path, films: int, only: str | None) -> Iterator[tuple[Make, list[Path]]]:
+    """What is read, and how each file is made into others: one kind after the other."""
+    data = shared / "data"
+    if only in (None, "dicom"):
+        yield partial(as_it_is, "../shared/dicom"), sorted(p for p in (shared / "dicom").rglob("*") if p.is_file())
+    if only in (None, "data"):
+        for task in sorted(p for p in data.iterdir() if p.is_dir()):
+            pictures = sorted(p for p in task.glob("*/*/*") if p.is_file())
+            yield partial(as_it_is, f"../shared/data/{task.name}"), pictures
+    if only in (None, "enlarged"):
+        tests = sorted(path for task in ("cascade", "external") for path in data.glob(f"{task}/test/*/*"))
+        chosen = tests[:: max(1, len(tests) // films)][:films]
+        random.Random(0).shuffle(chosen)  # so that a part of them, when time is short, is a sample too
+        yield in_formats, chosen
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a pool ends its workers
 
 
 def main() -> None:
@@ -161,40 +223,32 @@ def main() -> None:
     arguments.add_argument("--shared", type=Path, default=Path("../shared"))
     arguments.add_argument("--cascade", default="default")
     arguments.add_argument("--films", type=int, default=200, help="test films to enlarge")
-    arguments.add_argument("--workers", type=int, default=2)
+    arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one a core")
     arguments.add_argument("--only", choices=["data", "dicom", "enlarged"], help="one kind of input")
     given = arguments.parse_args()
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's job in the background would ignore the first
+        signal.signal(signum, signal.default_int_handler)
     bundle = load_bundle(given.cascade)
-    data, dicom = given.shared / "data", given.shared / "dicom"
-    jobs: list[Any] = []
-    if given.only in (None, "enlarged"):
-        films = sorted(path for task in ("cascade", "external") for path in data.glob(f"{task}/test/*/*"))
-        chosen = films[:: max(1, len(films) // given.films)][: given.films]
-        jobs += [(in_formats, path, bundle) for path in chosen]
-    if given.only in (None, "dicom"):
-        jobs += [(partial(as_it_is, "../shared/dicom"), p, bundle) for p in sorted(dicom.rglob("*")) if p.is_file()]
-    if given.only in (None, "data"):
-        pictures = [p for p in sorted(data.glob("*/*/*/*")) if p.is_file()]
-        jobs += [(partial(as_it_is, f"../shared/data/{p.relative_to(data).parts[0]}"), p, bundle) for p in pictures]
     cascade = Cascade(bundle, open_engine("auto", "cpu", bundle))
-    rows: dict[str, Row] = defaultdict(Row)
-    flips: list[str] = []
-    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
-        read = itertools.chain.from_iterable(pool.imap(read_both, jobs, chunksize=1 if given.only != "data" else 16))
-        try:
-            while batch := list(itertools.islice(read, _BATCH)):
-                compare(batch, cascade, rows, flips)
-        except KeyboardInterrupt:
-            print("Stopped; so far:")
+    found = Found()
     print(f"{bundle.name} {bundle.version} {bundle.manifest_sha256[:12]}, {cascade.engine.name}\n")
     print("| input | files | planes differ | label flips | decision flips | max Δp | p99 Δp | max grey levels |")
-    print("|---|---|---|---|---|---|---|---|")
-    for kind, row in rows.items():
-        print(row.line(kind))
-    enlarged_files = sum(r.count["shrunk"] for r in rows.values())
-    flipped = sum(r.count["label"] for r in rows.values())
-    print(f"\n{flipped} label flip(s) in {enlarged_files} pictures that differ at all.")
-    print("\n".join(flips))
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with spawn.Pool(given.workers, _leave_ctrl_c_to_the_parent) as pool:
+            for make, paths in inputs(given.shared, given.films, given.only):
+                chunks = 1 if make is in_formats else 16
+                read = pool.imap(partial(read_both, make, bundle.plane_specs), paths, chunksize=chunks)
+                for done, looked in enumerate(read, 1):
+                    enter(looked, cascade, found)
+                    if done % 20 == 0 and sys.stderr.isatty():
+                        print(f"{done} of {len(paths)} ", end="\r", file=sys.stderr, flush=True)
+                found.print_rows()
+    except KeyboardInterrupt:
+        found.print_rows()
+        print("Stopped: the last rows are not whole.")
+    found.print_end()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ _EXTREME_ASPECT = 3.0
 # and 3 where blocks are averaged, which at 2 is off by up to 10 grey levels at sharp edges.
 _CODEC_ROOM, MEAN_ROOM = 2, 3
 _SAMPLE = 1 << 20  # pixels that are enough for percentiles and quality flags
+_AS_STORED = np.arange(256, dtype=np.uint8)
 _TILE = 1 << 17  # pixels: numpy widens an index to 64 bits, which is faster in the cache than in memory
 
 Floats = NDArray[np.float64]
@@ -149,6 +150,8 @@ def _count(index: NDArray[Any], length: int) -> NDArray[np.int64]:
 
 def _look_up(table: NDArray[np.uint8], index: NDArray[Any]) -> NDArray[np.uint8]:
     """`table[index]`, with the shape of `index`."""
+    if np.array_equal(table, _AS_STORED):
+        return index
     if index.dtype == np.uint8:
         return np.asarray(Image.fromarray(index).point(table.tolist()))
     flat = index.reshape(-1)

@@ -21,6 +21,7 @@ from PIL import Image
 from cxrbatch import decode
 from cxrbatch.decode import Identifiers, Limits, decode_bytes, decode_file, read_grey
 from cxrbatch.errors import ReasonCode, Rejected, Retry
+from cxrbatch.formats import raster
 from cxrbatch.nouns import PlaneSpec
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, colour_pattern, draw_chest
@@ -146,6 +147,45 @@ def test_png_of_16_bits() -> None:
     assert facts.grey_path == "percentile 0.5-99.5"
     assert twelve.min() == 0
     assert twelve.max() == 255
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA"])
+def test_png_of_8_bits_is_what_pillow_makes_of_it(mode: str) -> None:
+    picture = Image.fromarray(GREY if mode in ("L", "LA") else COLOUR).convert(mode)
+    if "A" in mode:
+        picture.putalpha(Image.fromarray(np.roll(GREY, 9, 0)[: picture.height, : picture.width]).resize(picture.size))
+    data = saved(picture, "PNG", dpi=(300, 300), icc_profile=b"none that could be read")
+    by_pillow, flags = raster.flatten_alpha(np.asarray(Image.open(io.BytesIO(data)).convert(mode)))
+    grey, facts = read_grey(data)
+    np.testing.assert_array_equal(grey, luma(by_pillow) if by_pillow.ndim == 3 else by_pillow)
+    assert facts.decoder.startswith("imagecodecs")
+    assert set(flags) <= set(facts.quality_flags)
+
+
+def test_png_with_more_than_samples_is_left_to_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<rdf:Description tiff:Orientation="6"/>'
+    rows = [row.tobytes() for row in GREY]
+    turned = [
+        saved(Image.fromarray(GREY), "PNG", exif=exif),
+        png(8, 0, rows, 144, b"iTXt" + xmp),
+        png(8, 0, rows, 144, b"eXIf" + exif.tobytes()[6:]),
+    ]
+    for data in turned:
+        grey, facts = read_grey(data)
+        np.testing.assert_array_equal(grey, np.rot90(GREY, -1))
+        assert "rotated" in facts.quality_flags
+    keyed, facts = read_grey(png(8, 0, rows, 144, b"tRNS\x00" + bytes([GREY.max()])))
+    assert keyed.max() < GREY.max()
+    assert facts.quality_flags == ("alpha",)
+    whole = png(8, 0, rows, 144)
+    start = whole.index(b"IDAT")
+    unchecked = whole[start:-20]  # all but the zlib stream's own checksum, which libpng insists on
+    length, crc = struct.pack(">I", len(unchecked) - 4), struct.pack(">I", zlib.crc32(unchecked))
+    grey, facts = read_grey(whole[: start - 4] + length + unchecked + crc + whole[-12:])
+    np.testing.assert_array_equal(grey, GREY)
+    assert facts.decoder.startswith("pillow")
 
 
 def test_interlaced_png() -> None:

@@ -57,12 +57,15 @@ def ask(store: Store, question: str) -> list[Any]:
 
 def test_there_are_ten_queries_and_each_says_something(store: Store) -> None:
     assert len(QUERIES) >= 10
-    for question in QUERIES:
-        assert ask(store, question), question
+    for question, query in QUERIES.items():
+        if store.engine.dialect.name == "sqlite" or not query.startswith("-- SQLite only"):
+            assert ask(store, question), question
 
 
 def test_the_queries_say_what_they_claim(store: Store) -> None:
     assert ask(store, "How many of each label?") == [("NORMAL", 3), ("PNEUMONIA", 2), ("COVID19", 1)]
+    large = "How many of each label, in a large store?"
+    assert ask(store, large) == ask(store, "How many of each label?")
     assert [row[0] for row in ask(store, "What should a person look at first?")] == ["/incoming/monday/unsure.dcm"]
     assert ask(store, "Why were files rejected?") == [("corrupt_pixels", 1, "/incoming/broken/film.dcm")]
     assert ask(store, "Why was this file rejected?")[0][3] == "It is corrupt_pixels."
@@ -72,6 +75,8 @@ def test_the_queries_say_what_they_claim(store: Store) -> None:
     disagreement = ask(store, "Where do readers and model disagree?")
     assert [row[1:5] for row in disagreement] == [("PNEUMONIA", 0.8, "NORMAL", "dr_b")] * 2
     assert ask(store, "How many files a day?") == [("2026-11-16", 3), ("2026-11-17", 4)]
+    if store.engine.dialect.name == "sqlite":
+        assert ask(store, "How many files a day, in a large store?") == ask(store, "How many files a day?")
     assert [row[:3] for row in ask(store, "Which films does a new cascade call differently?")] == [
         ("COVID19", "PNEUMONIA", 1)
     ]

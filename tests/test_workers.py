@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -41,6 +42,12 @@ def task(file: FoundFile) -> DecodedImage:
         del _LEAKED[-2:]
     if name.startswith("wants more than is left"):
         bytearray(2**28)
+    if name.startswith("large"):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            [bytearray(mib * 2**20) for mib in (10, 10, 5)]
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return DecodedImage(str(faults), ImageFacts("png", 1, 1, 8), {})
     if name.startswith("reject"):
         raise Rejected(ReasonCode.TRUNCATED, "cut short")
     if name.startswith("panic"):
@@ -85,6 +92,13 @@ def test_a_worker_full_of_what_others_left_behind_is_not_the_file_s_fault() -> N
         "wants more than is left": None,
         "hungry": ReasonCode.DECODER_OUT_OF_MEMORY,
     }
+
+
+def test_a_worker_keeps_what_one_film_leaves_for_the_next() -> None:
+    told = decode(files("large", "large too"), workers=1)
+    image = told["large too"].image
+    assert image is not None
+    assert int(image.sha256) < 1_000, "25 MiB are 6,400 pages, each cleared by the kernel"
 
 
 def test_a_worker_that_stalls_is_stopped_by_the_parents_clock() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import imagecodecs
@@ -28,6 +29,9 @@ __all__ = ["flatten_alpha", "read_jpeg", "read_png", "upright"]
 
 _PILLOW = f"pillow {PIL.__version__}"
 _ORIENTATION = 0x0112
+# PNG chunks that change no sample, and keywords of text chunks (79 bytes at most) that Pillow may act upon.
+_PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"bKGD"}
+_TELLING, _KEYWORD = re.compile(rb"exif|xmp|transparency", re.IGNORECASE), 4 + 79
 # Sizes are checked against `Limits` before pixels are touched; Pillow's own bound would get in the way.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -37,25 +41,24 @@ def read_png(data: bytes, limits: Limits) -> StoredPicture:
 
     Raises Rejected: TRUNCATED, CORRUPT_PIXELS, TOO_MANY_PIXELS, TOO_SMALL.
     """
-    columns, rows, depth, colour_type, animated = _png_chunks(data)
-    require_size(rows, columns, limits)
-    if depth == 16:
-        decoder = f"imagecodecs {imagecodecs.__version__} png"
-        try:
-            samples = np.asarray(imagecodecs.png_decode(data))
-        except MemoryError:
-            raise
-        except Exception as error:
+    png = _png_chunks(data)
+    require_size(png.rows, png.columns, limits)
+    decoder, orientation = f"imagecodecs {imagecodecs.__version__} png", 1
+    try:
+        if png.depth != 16 and not png.plain:
+            raise ValueError("more in it than samples")
+        samples, flags = flatten_alpha(np.asarray(imagecodecs.png_decode(data)))
+    except MemoryError:
+        raise
+    except Exception as error:
+        if png.depth == 16:
             raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG data do not decode.") from error
-        samples, flags = flatten_alpha(samples)
-        orientation = 1
-    else:
-        decoder = _PILLOW
+        decoder = _PILLOW  # which knows the rest, and says what is damage
         samples, flags, orientation = _by_pillow(data, "PNG")
-    if animated:
+    if png.animated:
         flags.append("multi_frame")
     names = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}
-    return _picture("png", samples, orientation, depth, flags, names.get(colour_type, ""), decoder)
+    return _picture("png", samples, orientation, png.depth, flags, names.get(png.colour_type, ""), decoder)
 
 
 def read_jpeg(data: bytes, limits: Limits, specs: Sequence[PlaneSpec] = ()) -> StoredPicture:
@@ -169,9 +172,21 @@ def _exif_orientation(data: bytes) -> int:
         return 1
 
 
-def _png_chunks(data: bytes) -> tuple[int, int, int, int, bool]:
-    """(columns, rows, depth, colour type, animated), after checking every chunk's length and CRC."""
-    position, header, pixels, animated = 8, None, False, False
+@dataclass(frozen=True, slots=True)
+class _Png:
+    """What the chunks of a PNG file say."""
+
+    columns: int
+    rows: int
+    depth: int  # bits of a sample
+    colour_type: int
+    animated: bool
+    plain: bool  # 8-bit samples and nothing else that bears upon the picture: no palette, key, EXIF or XMP
+
+
+def _png_chunks(data: bytes) -> _Png:
+    """After checking every chunk's length and the critical ones' CRC. Raises Rejected: TRUNCATED, CORRUPT_PIXELS."""
+    position, header, pixels, animated, plain = 8, None, False, False, True
     while True:
         if position + 12 > len(data):
             raise Rejected(ReasonCode.TRUNCATED, "The PNG file ends before its end chunk.")
@@ -186,13 +201,14 @@ def _png_chunks(data: bytes) -> tuple[int, int, int, int, bool]:
         if header is None:
             if kind != b"IHDR" or length != 13:
                 raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG file does not start with its header.")
-            header = struct.unpack_from(">IIBB", data, position + 8)
+            header = struct.unpack_from(">IIBBBBB", data, position + 8)
         pixels = pixels or kind == b"IDAT"
         animated = animated or kind == b"acTL"
+        plain = plain and (kind in _PLAIN_CHUNKS or (kind == b"tEXt" and not _TELLING.search(body[:_KEYWORD])))
         if kind == b"IEND":
             break
         position = end
     if not pixels:
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG file has no pixel data.")
-    columns, rows, depth, colour_type = header
-    return columns, rows, depth, colour_type, animated
+    columns, rows, depth, colour_type, _, _, interlaced = header
+    return _Png(columns, rows, depth, colour_type, animated, plain and depth == 8 and not interlaced)
