@@ -150,7 +150,7 @@ def _count(index: NDArray[Any], length: int) -> NDArray[np.int64]:
 
 def _look_up(table: NDArray[np.uint8], index: NDArray[Any]) -> NDArray[np.uint8]:
     """`table[index]`, with the shape of `index`."""
-    if np.array_equal(table, _AS_STORED):
+    if index.dtype == np.uint8 and np.array_equal(table, _AS_STORED):
         return index
     if index.dtype == np.uint8:
         return np.asarray(Image.fromarray(index).point(table.tolist()))

@@ -90,6 +90,14 @@ def test_more_bits_without_voi_are_windowed_between_percentiles() -> None:
     assert facts.grey_path == "percentile 0.5-99.5"
 
 
+def test_sixteen_bits_that_a_window_leaves_as_they_are_come_out_as_eight() -> None:
+    samples = EIGHT.astype(np.uint16)
+    samples[0, 0] = 255
+    grey = render(samples, GreyScale(16, window=Window(128, 256))).grey
+    assert grey.dtype == np.uint8
+    np.testing.assert_array_equal(grey, samples)
+
+
 def test_padding_is_left_out_of_the_percentiles() -> None:
     padded = TWELVE.copy()
     padded[:40] = 0
