@@ -11,7 +11,7 @@ from cxrbatch.training.recipes import load_recipe, recipe_file, shipped_recipes
 
 
 def test_all_shipped_recipes_load() -> None:
-    assert shipped_recipes() == ["best-covid3", "best-disease", "best-gate", "covid3", "disease", "gate"]
+    assert shipped_recipes() == ["best-covid3", "best-disease", "best-gate", "covid3", "disease", "gate", "pretrain-v3"]
     for name in shipped_recipes():
         assert load_recipe(name).name == name
 
