@@ -110,8 +110,9 @@ def _set(name: str, found: dict[str, Any]) -> str:
     if gate and name in ("gate", "cascade", "external"):
         i = gate["intervals"]
         said = [f"chest films passed {percent(gate['chest_passed'], i['chest_passed'])}"]
-        if gate["not_chest_rejected"] == gate["not_chest_rejected"]:
-            said.append(f"others rejected {percent(gate['not_chest_rejected'], i['not_chest_rejected'])}")
+        rejected = gate["not_chest_rejected"]  # of no such picture: not a number, or null from evaluation.json
+        if rejected is not None and rejected == rejected:
+            said.append(f"others rejected {percent(rejected, i['not_chest_rejected'])}")
         parts.append("Gate: " + ", ".join(said) + ".")
         wrong = [s for s in gate["sources"] if s["right"] < 1 and s["films"] >= 5 and name == "gate"]
         if wrong:
