@@ -8,7 +8,6 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -102,25 +101,11 @@ def _single_runs(given: argparse.Namespace, found: dict[str, Any], console: Cons
     if _KILLED_KIND in found["kinds"]:
         console.print("kill -9 at half-way", style="dim")
         kind = _sized(next(kind for kind in KINDS if kind.name == _KILLED_KIND), given)
-        ran = found["kinds"][kind.name]
-        half_way = {name: median(_half_way(one[name]) for one in ran) for name in ("scan", *LOOPS)}
-        folder = given.inputs.absolute() / kind.name
-        found["kept"] = kept_when_killed(kind, folder, half_way, given.libraries)
+        found["kept"] = kept_when_killed(kind, given.inputs.absolute() / kind.name, given.libraries)
     console.print("a second scan; a watch", style="dim")
     found["again"] = second_scan(100_000)
     with tempfile.TemporaryDirectory(prefix="cxrbench") as place:
         found["watch"] = watch_latency(films, 200, Path(place))
-
-
-def _half_way(run: dict[str, Any]) -> float:
-    """Seconds after its start when a run is in the middle of its films; starting and ending take long, too."""
-    if run["going"] is None:  # it failed
-        return float(run["wall_s"] / 2)
-    seconds, rows = run["going"]
-    if "loop_s" in run:  # its rows come when all films are done
-        return float(seconds - run["loop_s"] / 2)
-    a_film_s = (run["wall_s"] - seconds) / max(1, run["files"] - rows)
-    return float(seconds + (run["files"] / 2 - rows) * a_film_s)
 
 
 def _sized(kind: Kind, given: argparse.Namespace) -> Kind:

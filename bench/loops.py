@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -134,14 +135,19 @@ def _cpu_s() -> float:
 
 
 def main() -> None:
-    loop, folder, files, out = sys.argv[1:]
+    loop, folder, files, out, *killed_after = sys.argv[1:]
     paths = list(film_paths(Path(folder), int(files)))
     networks = Networks()
     started, cpu_before = time.perf_counter(), _cpu_s()
     if loop == "loader":
-        rows = list(by_loader(paths, networks))
+        found = by_loader(paths, networks)
     else:
-        rows = list(one_by_one(paths, networks, padded if loop == "batch1" else cropped))
+        found = one_by_one(paths, networks, padded if loop == "batch1" else cropped)
+    rows = []
+    for row in found:
+        rows.append(row)
+        if killed_after and len(rows) == int(killed_after[0]):
+            os.killpg(0, signal.SIGKILL)
     seconds, cpu_s = time.perf_counter() - started, _cpu_s() - cpu_before
     with Path(out).open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "gate_probability"), *rows])

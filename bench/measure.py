@@ -59,9 +59,10 @@ def run_tree(
     env: dict[str, str] | None = None,
     rows: Callable[[], int] | None = None,
     under_way: int = 1,
-    kill_after_s: float | None = None,
+    kill_when: Callable[[], bool] | None = None,
 ) -> Cost:
-    """Run it in a process group of its own, to its end or to its kill -9. Its stderr goes to stderr.txt in `place`.
+    """Run it in a process group of its own, to its end or, once `kill_when`, to its kill -9. Its stderr goes to
+    stderr.txt in `place`.
 
     With `rows`, asks for them every 20 ms until there are `under_way`.
     """
@@ -73,8 +74,9 @@ def run_tree(
         watcher = _Watcher(process.pid, started, rows, under_way)
         watcher.start()
         try:
-            if kill_after_s is not None:
-                time.sleep(kill_after_s)
+            if kill_when is not None:
+                while not (kill_when() or _ended(process.pid)):
+                    time.sleep(0.005)
                 os.killpg(process.pid, signal.SIGKILL)
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:  # a Ctrl-C does not reach it: it has a session of its own
@@ -88,6 +90,11 @@ def run_tree(
     told = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     cpu_s = usage.ru_utime + usage.ru_stime
     return Cost(process.returncode, wall_s, cpu_s, watcher.rss / 2**20, watcher.first_row_s, watcher.going, told)
+
+
+def _ended(pid: int) -> bool:
+    """Whether the child has; it stays there for wait4 to ask about."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 class _Watcher(threading.Thread):

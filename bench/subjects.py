@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -92,20 +93,21 @@ def run_floor(folder: Path, files: int) -> dict[str, Any]:
         return cost.out
 
 
-def kept_when_killed(kind: Kind, folder: Path, half_way: dict[str, float], libraries: str) -> dict[str, int]:
-    """The rows that each one leaves behind when its group gets kill -9 so many seconds after its start."""
+def kept_when_killed(kind: Kind, folder: Path, libraries: str) -> dict[str, str]:
+    """The rows that each one leaves behind when its group gets kill -9 after half of its films, "n of m"."""
     kept = {}
     with _place() as place, _first(folder, kind.files) as films:
-        command = scan_command(films, place)
-        run_tree(command, place, kill_after_s=half_way["scan"])
-        kept["scan"] = committed(place / "scan.db")
+        upgrade(f"sqlite:///{place}/scan.db")
+        half = lambda: committed(place / "scan.db") >= kind.files // 2  # noqa: E731
+        run_tree(scan_command(films, place), place, kill_when=half)
+        kept["scan"] = f"{committed(place / 'scan.db')} of {kind.files}"
     for loop in LOOPS:
-        if loop in half_way:
-            with _place() as place:
-                out = place / "rows.csv"
-                command = [sys.executable, "-m", "bench.loops", loop, str(folder), str(kind.loop_files), str(out)]
-                run_tree(command, place, env=_ours(libraries), kill_after_s=half_way[loop])
-                kept[loop] = len(out.read_text().splitlines()) - 1 if out.exists() else 0
+        with _place() as place:
+            out, films_a_loop = place / "rows.csv", str(kind.loop_files)
+            command = [sys.executable, "-m", "bench.loops", loop, str(folder), films_a_loop, str(out)]
+            cost = run_tree([*command, str(kind.loop_files // 2)], place, env=_ours(libraries))
+            rows = len(out.read_text().splitlines()) - 1 if out.exists() else 0
+            kept[loop] = f"{rows} of {films_a_loop}" if cost.code == -signal.SIGKILL else "not killed: it failed"
     return kept
 
 
