@@ -33,12 +33,14 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patheffects import withStroke
 
     figures = all_figures(found)
     kinds = [kind.name for kind in KINDS if kind.name in figures]
     pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     picture, (rates, costs) = pyplot.subplots(2, 1, figsize=(10, 7.2), sharex=True, layout="constrained")
     width = 0.8 / len(_SUBJECTS)
+    halo = withStroke(linewidth=3, foreground="white")  # a figure stays legible where the floor crosses it
     for number, (subject, (title, colour)) in enumerate(_SUBJECTS.items()):
         for axes, field in ((rates, "rate"), (costs, "cpu_ms")):
             there = [(i, f) for i, kind in enumerate(kinds) for f in figures[kind] if f.subject == subject]
@@ -48,7 +50,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             if subject == "scan" or field == "rate":
                 labels = [f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in values]
                 weight = "bold" if subject == "scan" else "normal"
-                axes.bar_label(bars, labels, padding=2, fontsize=8, fontweight=weight)
+                axes.bar_label(bars, labels, padding=2, fontsize=8, fontweight=weight, path_effects=[halo], zorder=4)
     for i, kind in enumerate(kinds):
         for figure in figures[kind]:
             if figure.subject == "floor":
