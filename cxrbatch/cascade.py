@@ -128,10 +128,10 @@ def ood_scores(features: NDArray[np.float32], ood: Ood) -> NDArray[np.float64]:
     Features are scaled to length one first. Films of an unseen hospital excite a network less; by the plain distance
     that brings them nearer to every class, and they look more familiar than films of the known hospitals.
     """
-    x = features.astype(np.float64)
+    x = features
     if ood.unit:
-        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    whitened = x @ ood.whitening.T.astype(np.float64)
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    whitened = (x @ ood.whitening.T).astype(np.float64)
     distances = np.linalg.norm(whitened[:, None, :] - ood.means[None, :, :], axis=2)
     nearest: NDArray[np.float64] = distances.min(1) / ood.threshold
     return nearest

@@ -35,6 +35,20 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     assert run.stderr == ""
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_a_small_product_wakes_no_threads() -> None:
+    program = """
+import os
+import cxrbatch.cascade
+import numpy as np
+np.ones((8, 1280), np.float32) @ np.ones((1280, 256), np.float32)
+print(len(os.listdir("/proc/self/task")))
+"""
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env).stdout
+    assert told.strip() == "1"
+
+
 def test_what_a_decode_process_imports_of_its_parents_file_is_not_the_command_line() -> None:
     scripts = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, _ = scripts["cxrbatch"].partition(":")
