@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.nouns import Decision, DecodedImage, Verdict
 
-__all__ = ["NOT_CHEST", "REVIEW_FLAGS", "Cascade", "ood_scores"]
+__all__ = ["NOT_CHEST", "REVIEW_FLAGS", "Cascade", "of_length_one", "ood_scores"]
 
 NOT_CHEST = "NOT_CHEST"
 
@@ -128,13 +129,17 @@ def ood_scores(features: NDArray[np.float32], ood: Ood) -> NDArray[np.float64]:
     Features are scaled to length one first. Films of an unseen hospital excite a network less; by the plain distance
     that brings them nearer to every class, and they look more familiar than films of the known hospitals.
     """
-    x = features
-    if ood.unit:
-        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    x = of_length_one(features) if ood.unit else features
     whitened = (x @ ood.whitening.T).astype(np.float64)
     distances = np.linalg.norm(whitened[:, None, :] - ood.means[None, :, :], axis=2)
     nearest: NDArray[np.float64] = distances.min(1) / ood.threshold
     return nearest
+
+
+def of_length_one(features: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Features (n, d), each film's scaled to length one."""
+    scaled: NDArray[np.floating[Any]] = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def _non_finite(what: str) -> Rejected:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
+from cxrbatch.allocator import keep_freed_memory
 from cxrbatch.crash import crash_point
 from cxrbatch.dicom.identifiers import Identifiers
 from cxrbatch.errors import Fatal, ReasonCode, Rejected
@@ -56,7 +57,7 @@ _STARTING_S = 120.0  # a cold disk may take long to load the codecs
 _IDLE_S = 0.02  # between two looks for something to do
 _READY = "ready"
 _PR_SET_PDEATHSIG = 1
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_LARGEST_BLOCK, _KEPT = 32 * 2**20, 64 * 2**20  # bytes that a film leaves for the next one
 
 
 @dataclass(slots=True)
@@ -245,15 +246,6 @@ class _Worker:
         return self._process.exitcode
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a picture leaves for the next one, up to 64 MiB, instead of giving it back and asking
-    again: the kernel clears each page anew, which took a third of the time of a large film."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
-
-
 def _serve(pipe: Connection, task: DecodeTask, memory_mib: int, parent: int) -> None:
     """The worker process: FoundFile in, DecodedImage or Rejected out, until the pipe closes."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # a Ctrl-C reaches the whole group; the parent decides
@@ -265,7 +257,7 @@ def _serve(pipe: Connection, task: DecodeTask, memory_mib: int, parent: int) -> 
     limit = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _keep_freed_memory()
+    keep_freed_memory(_LARGEST_BLOCK, _KEPT)
     try:
         importlib.import_module("cxrbatch.decode")  # the codecs, before the clock of the first file runs
     except Exception as error:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrbatch.bundles import Bundle, Ood, Stage, load_bundle
-from cxrbatch.cascade import ood_scores
+from cxrbatch.cascade import of_length_one, ood_scores
 from cxrbatch.engines import open_engine
 from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import Fatal
@@ -161,12 +161,10 @@ def feature_statistics(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Whitening (k, d) of the covariance within classes, and the whitened class means (classes, k).
 
-    Of features (n, d) scaled to length one, as `cascade.ood_scores` scales them.
-
-    Only the `directions` of largest variance are kept; the rest is noise with so few films.
+    Of features (n, d) scaled to length one, as `cascade.ood_scores` scales them. Only the
+    `directions` of largest variance are kept; the rest is noise with so few films.
     """
-    x = features.astype(np.float64)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    x = of_length_one(features.astype(np.float64))
     means = np.stack([x[y == c].mean(0) for c in range(classes)])
     centred = x - means[y]
     values, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(x) - classes))

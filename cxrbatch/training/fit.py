@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import SubsetRandomSampler
 
+from cxrbatch.allocator import keep_freed_memory
 from cxrbatch.engines.networks import FeatureNetwork
 from cxrbatch.errors import Fatal
 from cxrbatch.training import plots
-from cxrbatch.training.allocator import keep_freed_memory
 from cxrbatch.training.backbones import freeze, start_network
 from cxrbatch.training.batches import EpochFilms, batches, fixed_batches, on_grid
 from cxrbatch.training.bundle_writer import StageDraft, write_stage
@@ -34,6 +34,7 @@ from cxrbatch.training.schedules import rate_of, watch_plateau
 
 __all__ = ["train"]
 
+_ALL = 2_000_000_000  # bytes: activations are tens of megabytes, and a step has hundreds of them
 _GRADIENT_NORM = 5.0  # longer gradients are cut: one bad batch does not undo an epoch
 _WORKING = "training"  # folder in the bundle for all that is not the bundle
 
@@ -56,7 +57,7 @@ def train(
     class grid (PNG), the list of unreadable files and the checkpoint.
     Raises Fatal: see `load_recipe` and `prepare`; or when the loss is no longer a number.
     """
-    keep_freed_memory()
+    keep_freed_memory(_ALL, _ALL, 1 << 28)
     plan = load_recipe(recipe)
     if epochs is not None:
         plan = replace(plan, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in plan.phases))
