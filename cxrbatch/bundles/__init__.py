@@ -19,7 +19,17 @@ from safetensors import SafetensorError, safe_open
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.nouns import PlaneSpec
 
-__all__ = ["ARCHITECTURES", "FORMAT", "SHIPPED", "Bundle", "Ood", "Stage", "find_bundle", "load_bundle", "shipped_bundles"]
+__all__ = [
+    "ARCHITECTURES",
+    "FORMAT",
+    "SHIPPED",
+    "Bundle",
+    "Ood",
+    "Stage",
+    "find_bundle",
+    "load_bundle",
+    "shipped_bundles",
+]
 
 FORMAT = 2
 #: What `engines/networks.py` can build, named here because reading a bundle needs no PyTorch.
