@@ -94,6 +94,7 @@ def test_the_document_gets_the_tables_between_its_markers_and_the_plot(tmp_path:
     assert text.startswith("# Speed\n<!-- bench:begin -->\n") and text.endswith("\n<!-- bench:end -->\nthe rest\n")
     assert "old" not in text
     assert "| JPEG 2000 px | 30.0 | 2.0 | cannot | 2.0 | 40.0 | 12.0 | – | 15.0 | 75% |" in text
+    assert " 75% | – | 75% | 4 | 100 | – | 100 |\n" in text, "labels as ours, peaks"
     assert "| scan of one film: first row after | 3.00 s |" in text
     assert "| rows left by kill -9 at half-way | cxrbatch scan 64 of 100, loop, batch 1 0 of 20 |" in text
     draw(FOUND, tmp_path / "images" / "bench.png")
