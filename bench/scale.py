@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ FILTERS: list[dict[str, Any]] = [
     {"label": "COVID19", "order": "surest"},
     {"label": "COVID19", "min_confidence": 0.99},
     {"decision": Decision.NEEDS_REVIEW, "order": "least sure"},
+    {"since": datetime(2026, 11, 1, tzinfo=UTC), "order": "newest"},
     {"min_confidence": 0.999},
     {"limit": 200},
 ]

@@ -70,6 +70,10 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"label": "COVID19", "order": "surest", "limit": 200}, "ix_files_label_confidence (label=?)"),
     ({"since": datetime(2026, 11, 1, tzinfo=UTC)}, "ix_files_processed_at (processed_at>?)"),
+    (
+        {"since": datetime(2026, 11, 1, tzinfo=UTC), "order": "newest", "limit": 200},
+        "ix_files_processed_at (processed_at>?)",
+    ),
     ({"roots": ["/films/monday"]}, "SEARCH f USING INDEX sqlite_autoindex_files_1 (path>? AND path<?)"),
     ({"limit": 200}, "SCAN f USING INDEX sqlite_autoindex_files_1"),
     ({"min_confidence": 0.99, "limit": 200}, "SCAN f USING INDEX sqlite_autoindex_files_1"),
