@@ -156,8 +156,9 @@ def _markdown(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     cpu = [
-        "| films | CPU ms an image: scan | loop | loader | process | floor | labels as ours: loop | loader | process |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| films | CPU ms an image: scan | loop | loader | process | floor | labels as ours: loop | loader | process "
+        "| peak MiB: scan | loop | loader | process |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, figures in all_figures(found).items():
         by_name = {figure.subject: figure for figure in figures}
@@ -170,7 +171,8 @@ def _markdown(found: dict[str, Any]) -> str:
         lines.append(f"| {title} | " + " | ".join([*rates, *ratios, share]) + " |")
         costs = [f"{f.cpu_ms:.1f}" if f else "cannot" for f in subjects]
         agreed = [f"{f.agree:.0%}" if f and f.agree is not None else "–" for f in subjects[1:4]]
-        cpu.append(f"| {title} | " + " | ".join([*costs, *agreed]) + " |")
+        peaks = [f"{f.rss_mib:,.0f}" if f and f.rss_mib else "–" for f in subjects[:4]]
+        cpu.append(f"| {title} | " + " | ".join([*costs, *agreed, *peaks]) + " |")
     picture = "![Films a second and CPU an image, each way](images/bench.png)"
     single = ["| one run | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in _single_figures(found))]
     return "\n".join([*lines, "", picture, "", *cpu, "", *single])

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ FILTERS: list[dict[str, Any]] = [
     {"label": "COVID19", "order": "surest"},
     {"label": "COVID19", "min_confidence": 0.99},
     {"decision": Decision.NEEDS_REVIEW, "order": "least sure"},
+    {"since": datetime(2026, 11, 1, tzinfo=UTC), "order": "newest"},
     {"min_confidence": 0.999},
     {"limit": 200},
 ]
@@ -162,9 +164,9 @@ def rows(postgres: bool, tree: Path, number: int) -> list[str]:
              SELECT 'COVID19' UNION ALL SELECT 'PNEUMONIA' UNION ALL SELECT 'TUBERCULOSIS') l
             WHERE p.label <> 'NOT_CHEST' ORDER BY p.id, l.label""",
         f"""INSERT INTO files (path, size, mtime_ns, inode, state, cascade_id, run_id, image_id, prediction_id, label,
-              confidence, decision, reason_code, reason, processed_at, first_seen, last_seen)
+              confidence, decision, reason_code, reason, processed_at, first_seen, last_seen, is_copy)
             SELECT {path}, 0, {MTIME_NS}, 0, 'done', 1, 1, p.image_id, p.id, p.label, p.confidence, p.decision,
-              NULL, NULL, p.processed_at, {at}, {at}
+              NULL, NULL, p.processed_at, {at}, {at}, i%100=10
               FROM {numbers} JOIN predictions p ON p.image_id = {image} AND p.cascade_id = 1 WHERE {scored}""",
         f"""INSERT INTO files (path, size, mtime_ns, inode, state, cascade_id, run_id, reason_code, reason,
               processed_at, first_seen, last_seen)

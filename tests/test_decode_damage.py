@@ -17,6 +17,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -105,14 +106,34 @@ def test_a_file_cut_by_one_byte_is_noticed() -> None:
 def test_a_truncated_codestream_in_a_whole_dicom_file_is_noticed() -> None:
     for syntax in (JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless, RLELossless):
         dataset = as_dicom(GREY, syntax)
-        from pydicom.encaps import encapsulate, get_frame
-
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
         dataset.PixelData = encapsulate([frame[: len(frame) * 2 // 3]])
         for read in (read_grey, read_cheaply):
             with pytest.raises(Rejected) as caught:
                 read(write_dicom(dataset))
             assert caught.value.reason_code in {ReasonCode.TRUNCATED, ReasonCode.CORRUPT_PIXELS}
+
+
+@pytest.mark.parametrize("read", [read_grey, read_cheaply], ids=["exact", "cheap"])
+@pytest.mark.parametrize("open_ended", [False, True], ids=["length told", "up to the end"])
+@pytest.mark.parametrize("part", [0.5, 0.97])
+def test_jpeg_2000_that_ends_in_zeros_is_truncated(
+    part: float, open_ended: bool, read: Callable[[bytes], object]
+) -> None:
+    """A copy that stopped short of the space reserved for it: the decoder alone draws a film, and says nothing."""
+    frame = bytearray(imagecodecs.jpeg2k_encode(GREY, level=0, reversible=True, codecformat="j2k"))
+    if open_ended:
+        tile_part = frame.index(b"\xff\x90")
+        frame[tile_part + 6 : tile_part + 10] = bytes(4)
+    dataset = as_dicom(GREY, JPEG2000Lossless)
+    dataset.PixelData = encapsulate([bytes(frame)])
+    read(write_dicom(dataset))
+    zeroed = bytes(frame[: int(len(frame) * part)]).ljust(len(frame), b"\0")
+    assert imagecodecs.jpeg2k_decode(zeroed).shape == GREY.shape
+    dataset.PixelData = encapsulate([zeroed])
+    with pytest.raises(Rejected) as caught:
+        read(write_dicom(dataset))
+    assert caught.value.reason_code == ReasonCode.TRUNCATED
 
 
 @pytest.mark.parametrize("name", ["png", "png 16", "JPEGLSLossless"])

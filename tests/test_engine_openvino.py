@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from cxrbatch import engines
 from cxrbatch.bundles import Bundle, load_bundle
 from cxrbatch.engines import open_engine
 from cxrbatch.engines.openvino_engine import OpenVinoEngine
@@ -92,6 +95,36 @@ def test_auto_takes_torch_where_openvino_disagrees_with_the_bundle(bundle: Bundl
     manifest["stages"][1]["check_logits"] = [[9.0] * 4] * 4
     (bundle.path / "manifest.json").write_text(json.dumps(manifest))
     assert open_engine("auto", "cpu", load_bundle(bundle.path)).name == "torch"
+
+
+def test_auto_takes_openvino_where_the_installed_torch_knows_no_gpu(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_gpus", lambda: [Path("/dev/nvidia0")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_engine("auto", "auto", bundle).name == "openvino"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    engine = open_engine("auto", "auto", bundle)
+    assert (engine.name, engine.device) == ("torch", "cuda:0")
+    assert open_engine("auto", "cpu", bundle).name == "openvino"
+
+
+def test_it_is_told_to_count_in_float32(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor with bfloat16 it would take that unasked, and probabilities would differ between machines."""
+    engine = OpenVinoEngine()
+    core, told = engine._core, []
+
+    class Core:
+        read_model = core.read_model
+
+        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
+            told.append(settings["INFERENCE_PRECISION_HINT"])
+            return core.compile_model(model, device, settings)
+
+    monkeypatch.setattr(engine, "_core", Core())
+    engine.load(bundle.disease)
+    assert told == ["f32"]
 
 
 def test_openvino_on_a_gpu_is_one_sentence() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +103,67 @@ def test_the_second_stream_is_started_before_the_first_is_waited_for() -> None:
     said.clear()
     run(x[:1])
     assert said == ["start 1 on a", "finish 1 on a"]
+
+
+class PlayedGpu(str):
+    """The processor under a GPU's name: what runs on it takes the road of CUDA."""
+
+    def startswith(self, prefix: str, *_: int) -> bool:  # type: ignore[override]
+        return prefix == "cuda"
+
+
+class Overflowing(torch.nn.Module):
+    """Its first answer holds an infinity, as float16 does where a number is too large for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen: list[int] = []
+
+    def __deepcopy__(self, _: object) -> Overflowing:
+        return self
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.seen.append(len(x))
+        means = x.mean((1, 2, 3))[:, None] * self.weight
+        return (means / 0 if len(self.seen) == 1 else means), means
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")
+def test_the_road_of_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[str] = []
+    here: list[object] = []
+
+    @contextmanager
+    def stream(one: object) -> Iterator[None]:
+        here.append(one)
+        yield
+        here.pop()
+
+    def pin_memory(x: torch.Tensor) -> torch.Tensor:
+        said.append("pinned")
+        return x
+
+    to = torch.Tensor.to
+
+    def copied(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if options.get("non_blocking") and said[-1] == "pinned":
+            said.append(f"copied on stream {streams.index(here[-1])}")
+        return to(x, *args, **options)
+
+    streams: list[object] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: streams.append(object()) or streams[-1])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    stage, net = load_bundle(make_bundle(tmp_path / "b")).disease, Overflowing()
+    run = torch_engine._runner(net, stage, PlayedGpu("cpu"))  # type: ignore[arg-type]
+    x = planes(5)
+    logits, _ = run(x)
+    np.testing.assert_allclose(logits[:, 0], (x.mean((1, 2)) / 255 - 0.5) / 0.5, atol=1e-5)
+    assert said == ["pinned", "copied on stream 0", "pinned", "copied on stream 1"]
+    assert net.seen == [3, 2, 3], "the part that overflowed is done again in full, the other is not"
 
 
 def test_replicas_share_a_batch_and_keep_its_order() -> None:

@@ -21,13 +21,12 @@ from test_store_queries import QUERIES
 #: These read a whole index and nothing else; every other statement looks up what it wants.
 COUNTING = {
     "How many of each label?": "ix_files_state_label_decision",
-    "Which files hold the same picture?": "ix_files_image_id",
     "How many files a day?": "ix_files_processed_at",
     "How many of each label, in a large store?": "ix_files_state_label_decision (state=? AND label=?)",
     "How many files a day, in a large store?": "ix_files_processed_at (processed_at>? AND processed_at<?)",
 }
-#: Small tables, or few rows (reviews are made by people).
-MAY_SCAN = r"models|runs|labels|days|v\b|anon_\d+ VIRTUAL|d\b|seconds|\(subquery"
+#: Small tables, or few rows (reviews are made by people; the index on copies holds nothing else).
+MAY_SCAN = r"models|runs|labels|days|v\b|anon_\d+ VIRTUAL|d\b|seconds|\(subquery|files USING INDEX ix_files_copies$"
 SELECTIVE = r"\([^)]*\b(path|sha256|rowid|image_id|prediction_id|id|manifest_sha256)[=>]"
 
 
@@ -71,6 +70,10 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"label": "COVID19", "order": "surest", "limit": 200}, "ix_files_label_confidence (label=?)"),
     ({"since": datetime(2026, 11, 1, tzinfo=UTC)}, "ix_files_processed_at (processed_at>?)"),
+    (
+        {"since": datetime(2026, 11, 1, tzinfo=UTC), "order": "newest", "limit": 200},
+        "ix_files_processed_at (processed_at>?)",
+    ),
     ({"roots": ["/films/monday"]}, "SEARCH f USING INDEX sqlite_autoindex_files_1 (path>? AND path<?)"),
     ({"limit": 200}, "SCAN f USING INDEX sqlite_autoindex_files_1"),
     ({"min_confidence": 0.99, "limit": 200}, "SCAN f USING INDEX sqlite_autoindex_files_1"),

@@ -115,6 +115,16 @@ def test_the_first_rows_of_a_filter_by_confidence(store: Store) -> None:
     assert confidences(order="surest", min_confidence=0.95) == [c for c in every[::-1] if c >= 0.95]
 
 
+def test_the_newest_rows(store: Store) -> None:
+    run = begin(store)
+    store.record(run.run_id, run.cascade_id, [film("/incoming/zebra.dcm", "NORMAL")])
+    every = [row.processed_at for row in store.results(since=MONDAY)]
+    newest = list(store.results(since=MONDAY, order="newest", limit=6))
+    assert [row.processed_at for row in newest] == sorted(every, reverse=True)[:6]
+    assert len({row.processed_at for row in newest}) == 2
+    assert [row.path for row in newest[:5]] == sorted(row.path for row in newest[:5])
+
+
 def test_times_are_the_same_on_both_stores(store: Store) -> None:
     row = next(iter(store.results(label="COVID19")))
     assert row.processed_at == MONDAY

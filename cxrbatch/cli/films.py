@@ -112,7 +112,9 @@ def results(
     label: Annotated[str | None, typer.Option(help="Only this label, e.g. COVID19; surest first.")] = None,
     min_confidence: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     needs_review: Annotated[bool, typer.Option("--needs-review", help="Only for review; least sure first.")] = False,
-    since: Annotated[str | None, typer.Option(help="Processed at or after this time (ISO 8601, UTC).")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Processed from this time on (ISO 8601, UTC); newest first.")
+    ] = None,
     under: Annotated[Path | None, typer.Option(help="Only files in this folder.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     format: Annotated[Literal["table", "csv", "jsonl"], typer.Option(help="How to print them.")] = "table",

@@ -19,9 +19,9 @@ TOLERANCE = 0.02
 def open_engine(name: str, device: str, bundle: Bundle | None = None) -> Engine:
     """The engine of that name ("auto", "torch", "openvino") on that device.
 
-    "auto" is OpenVINO where no GPU is wanted or there, and torch otherwise, or where OpenVINO does not give the
-    logits that `bundle` recorded when it was made. Raises Fatal (exit 13) when the device is not there, or cannot
-    run that engine. Torch takes seconds to import: call this late.
+    "auto" is OpenVINO where no GPU is wanted, there, or known to the installed torch, and torch otherwise, or where
+    OpenVINO does not give the logits that `bundle` recorded when it was made. Raises Fatal (exit 13) when the device
+    is not there, or cannot run that engine. Torch takes seconds to import: call this late.
     """
     if name == "openvino" or (name == "auto" and _cpu_only(device) and find_spec("openvino")):
         from cxrbatch.engines.openvino_engine import OpenVinoEngine
@@ -39,7 +39,17 @@ def open_engine(name: str, device: str, bundle: Bundle | None = None) -> Engine:
 
 
 def _cpu_only(device: str) -> bool:
-    return device == "cpu" or (device == "auto" and not list(Path("/dev").glob("nvidia[0-9]*")))
+    if device != "auto":
+        return device == "cpu"
+    if not _gpus():
+        return True
+    from cxrbatch.engines.torch_engine import torch_devices  # a GPU is worth seconds; torch may be its CPU build
+
+    return torch_devices("auto") == ["cpu"]
+
+
+def _gpus() -> list[Path]:
+    return list(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _agrees(engine: Engine, bundle: Bundle) -> bool:

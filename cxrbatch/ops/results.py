@@ -38,7 +38,8 @@ def print_results(
 ) -> None:
     """Rows that meet every filter given; exit 4 is not used here: no rows is an answer.
 
-    By path; but a table of one label begins with the surest, and one of what needs review with the least sure.
+    By path; but a table of what is new begins with the newest, one of a label with the surest, and one of what needs
+    review with the least sure.
     """
     filters: dict[str, Any] = {
         "label": label,
@@ -54,7 +55,8 @@ def print_results(
             write("-", store.results(**filters))
             return
         filters["limit"] = min(limit or _TABLE_ROWS, _TABLE_ROWS) + 1
-        order = "path" if under or since else "least sure" if needs_review else "surest" if label else "path"
+        by_filter = {"newest": since, "least sure": needs_review, "surest": label}
+        order = "path" if under else next((order for order, given in by_filter.items() if given), "path")
         rows = list(store.results(**filters, order=order))
         console = to_stdout()
         console.print(_table(rows[: filters["limit"] - 1]))

@@ -46,6 +46,7 @@ def file_row(path: str, outcome: Outcome, old: AnyRow | None, now: datetime, wai
         "first_seen": now,
         "last_seen": now,
         "attempts": 0,
+        "is_copy": False,
     }
     nothing = ("image_id", "prediction_id", "label", "confidence", "decision", "processed_at")
     row |= dict.fromkeys((*nothing, "reason_code", "reason", "next_attempt_at"))

@@ -148,7 +148,7 @@ def _damage(connection: Connection) -> list[str]:
 
 
 def _stale(connection: Connection) -> list[str]:
-    """Whether what files repeats of predictions is still the same."""
+    """Whether what files repeats of predictions is still the same, and what it says of copies holds."""
     different = sa.or_(
         files.c.label != predictions.c.label,
         files.c.confidence != predictions.c.confidence,
@@ -158,4 +158,9 @@ def _stale(connection: Connection) -> list[str]:
     )
     joined = sa.join(files, predictions, files.c.prediction_id == predictions.c.id)
     count = connection.execute(select(sa.func.count()).select_from(joined).where(different)).scalar_one()
-    return [f"{count} files show another verdict than their prediction's row."] if count else []
+    wrong = [f"{count} files show another verdict than their prediction's row."] if count else []
+    shared = select(files.c.image_id).where(files.c.image_id.is_not(None)).group_by(files.c.image_id)
+    marked = select(files.c.image_id).where(files.c.is_copy)
+    unmarked = shared.having(sa.func.count() > 1, files.c.image_id.not_in(marked)).subquery()
+    count = connection.execute(select(sa.func.count()).select_from(unmarked)).scalar_one()
+    return wrong + ([f"{count} contents have several paths, and none of them is marked as a copy."] if count else [])

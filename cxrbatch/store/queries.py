@@ -22,6 +22,8 @@ from cxrbatch.store.views import results
 __all__ = ["Film", "Told", "below", "everything_about", "in_range", "stream_results"]
 
 _PAGE = 1000  # rows fetched at a time: what a stream holds in memory
+#: What rows are sorted by, and whether from the top; of equals it is left open which come first.
+_ORDERS = {"surest": ("confidence", True), "least sure": ("confidence", False), "newest": ("processed_at", True)}
 _SHA256 = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -59,13 +61,13 @@ def stream_results(
     since: datetime | None = None,
     roots: Sequence[str] = (),
     limit: int | None = None,
-    order: Literal["path", "surest", "least sure"] = "path",
+    order: Literal["path", "surest", "least sure", "newest"] = "path",
 ) -> Iterator[AnyRow]:
     """Rows of the view (named tuples in the order of RESULT_COLUMNS), root by root and by path; all filters hold.
 
     `min_confidence` is of `label`, 0..1; `since` is aware and compared with processed_at; `roots` are folders
-    or files. The other orders, by confidence, are for the first `limit` rows of a filter, without roots: they are found
-    at once where sorting by path has to find all of them. One consistent snapshot (on Postgres, one a root), fetched a
+    or files. The other orders are for the first `limit` rows of a filter, without roots: they are found at once
+    where sorting by path has to find all of them. One consistent snapshot (on Postgres, one a root), fetched a
     thousand rows at a time.
     """
     conditions: list[sa.ColumnElement[bool]] = []
@@ -86,9 +88,10 @@ def stream_results(
         indexed += [] if min_confidence is None else [files.c.confidence >= min_confidence]
         chosen = select(files.c.path).where(*indexed)
         if order != "path":
-            direction = sa.asc if order == "least sure" else sa.desc
-            sorted_by = direction(results.c.confidence)
-            chosen = chosen.order_by(direction(files.c.confidence)).limit(limit)
+            key, from_the_top = _ORDERS[order]
+            direction = sa.desc if from_the_top else sa.asc
+            sorted_by = direction(results.c[key])
+            chosen = chosen.order_by(direction(files.c[key])).limit(limit)
         conditions.append(results.c.path.in_(chosen))
     elif min_confidence is not None:  # no index for it alone, and many have it: the first rows come soon
         conditions.append(results.c.confidence >= min_confidence)

@@ -84,7 +84,7 @@ def write_outcomes(
         by_path = {path: outcome for path, outcome in by_path.items() if path in held}
     crash_point("record.begun")
     before = _known(connection, by_path)
-    image_ids = _write_images(connection, by_path.values(), now, replace)
+    image_ids, met = _write_images(connection, by_path.values(), now, replace)
     verdicts: dict[int, Verdict | None] = {}  # by content; None: known content, to be linked
     for outcome in by_path.values():
         if outcome.image is not None and outcome.rejected is None:
@@ -98,6 +98,10 @@ def write_outcomes(
         row = file_row(path, outcome, before.get(path), now, waits) | {"run_id": run_id, "cascade_id": cascade_id}
         if outcome.image is not None:
             row["image_id"] = image_ids[outcome.image.sha256]
+            old = before.get(path)
+            same = old is not None and old.sha256 == outcome.image.sha256
+            row["is_copy"] = old.is_copy if old is not None and same else row["image_id"] in met
+            met.add(row["image_id"])
             if outcome.rejected is None and row["image_id"] in told:
                 row |= told_by(told[row["image_id"]])
         rows.append(row)
@@ -120,6 +124,7 @@ def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
             files.c.reason_code,
             files.c.processed_at,
             files.c.attempts,
+            files.c.is_copy,
             images.c.sha256,
         )
         .outerjoin_from(files, images)
@@ -137,18 +142,31 @@ def _select_images(dialect: str) -> sa.Select[*tuple[Any, ...]]:
     return select(images.c.sha256, images.c.id).where(among(dialect, images.c.sha256))
 
 
-def _write_images(connection: Connection, outcomes: Iterable[Outcome], now: datetime, replace: bool) -> dict[str, int]:
+@cache
+def _select_held(dialect: str) -> sa.Select[*tuple[Any, ...]]:
+    held = select(files.c.id).where(files.c.image_id == images.c.id)
+    return select(images.c.id).where(among(dialect, images.c.id), held.exists())
+
+
+def _write_images(
+    connection: Connection, outcomes: Iterable[Outcome], now: datetime, replace: bool
+) -> tuple[dict[str, int], set[int]]:
+    """The ids of these contents by sha256, and which of them were there before."""
     facts = {outcome.image.sha256: outcome.image.facts for outcome in outcomes if outcome.image is not None}
     if not facts:
-        return {}
+        return {}, set()
     query, keys = _select_images(connection.dialect.name), {"keys": bound(connection, facts)}
     ids = {row.sha256: row.id for row in connection.execute(query, keys)}
+    met = set(ids.values())
     if replace:
         replace_images(connection, [_image_row(sha256, facts[sha256], now) for sha256 in sorted(ids)])
     if new := sorted(facts.keys() - ids.keys()):
         insert_new(connection, images, [_image_row(sha256, facts[sha256], now) for sha256 in new])
         ids = {row.sha256: row.id for row in connection.execute(query, keys)}
-    return ids
+        # Another program may have been first with one: our INSERT has waited for its commit.
+        made = bound(connection, [ids[sha256] for sha256 in new])
+        met |= set(connection.execute(_select_held(connection.dialect.name), {"keys": made}).scalars())
+    return ids, met
 
 
 def _image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:

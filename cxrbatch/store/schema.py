@@ -168,6 +168,7 @@ scores = sa.Table(
 
 _UNFINISHED = sa.text("state IN ('waiting', 'claimed', 'retry')")
 _REASONED = sa.text("reason_code IS NOT NULL")
+_COPIED = sa.text("is_copy")
 
 #: One path, and its one current outcome. label, confidence, decision and processed_at repeat the row of
 #: prediction_id, so that counting a million rows is a walk along one index; `db check` compares them.
@@ -197,6 +198,9 @@ files = sa.Table(
     sa.Column("first_seen", Utc, nullable=False),
     sa.Column("last_seen", Utc, nullable=False),  # when an outcome was last recorded
     sa.Column("missing_since", Utc),
+    # Another path had held these bytes when this one came to them. Of the paths that share a content at least one
+    # says so; one that says so may be the only one left.
+    sa.Column("is_copy", sa.Boolean, nullable=False, server_default=sa.false()),
     _one_of("state", FileState),
     _one_of("decision", Decision),
     sa.CheckConstraint("state <> 'done' OR prediction_id IS NOT NULL", name="done_has_a_prediction"),
@@ -209,9 +213,10 @@ files = sa.Table(
     sa.Index(None, "label", "image_id"),  # counting through the view, which joins images
     sa.Index(None, "decision", "confidence"),
     sa.Index(None, "state", "label", "decision"),
-    # What is still to be done is few among a million rows: these two stay small.
+    # What is still to be done is few among a million rows, and so are copies: these three stay small.
     sa.Index(None, "next_attempt_at", sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED),
     sa.Index(None, "reason_code", sqlite_where=_REASONED, postgresql_where=_REASONED),
+    sa.Index("ix_files_copies", "image_id", sqlite_where=_COPIED, postgresql_where=_COPIED),
     sa.Index(None, "processed_at"),
 )
 

@@ -1,0 +1,36 @@
+"""`cxrbatch results`: which rows a table begins with."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from cxrbatch.cli import app
+from cxrbatch.nouns import Decision
+from cxrbatch.store import Store
+from store_films import begin, film
+
+
+def test_a_table_begins_with_what_its_filter_is_about(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    times = iter(datetime(2026, 11, day, tzinfo=UTC) for day in range(1, 10))
+    with Store.open(url, clock=lambda: next(times)) as store:
+        run = begin(store)
+        for path, confidence in (("/x/b", 0.6), ("/x/c", 0.9), ("/x/a", 0.8)):
+            unsure = film(path, "NORMAL", confidence, decision=Decision.NEEDS_REVIEW)
+            store.record(run.run_id, run.cascade_id, [unsure])
+
+    def order(*filters: str) -> str:
+        shown = CliRunner().invoke(app, ["--db", url, "results", *filters])
+        assert shown.exit_code == 0, shown.output
+        return "".join(re.findall(r"/x/(\w)", shown.output))
+
+    assert order() == "abc"
+    assert order("--needs-review") == "bac"
+    assert order("--label", "NORMAL") == "cab"
+    assert order("--since", "2026-11-01") == "acb"
+    assert order("--since", "2026-11-01", "--label", "NORMAL", "--limit", "2") == "ac"
+    assert order("--since", "2026-11-01", "--under", "/x") == order("--since", "2026-11-01", "--format", "csv") == "abc"
