@@ -83,13 +83,13 @@ def test_on_another_film_the_middle_stays_and_the_edges_are_the_others() -> None
 
 
 def test_a_scrambled_film_keeps_its_size_and_none_of_its_places() -> None:
-    film = np.add.outer(np.arange(60, dtype=np.uint8), np.arange(48, dtype=np.uint8) * 2)  # every place has its grey
+    film = np.random.default_rng(0).integers(0, 256, (60, 48)).astype(np.uint8)
     pieces = 0
     for seed in range(40):
         taken = scramble(film, np.random.default_rng(seed))
         assert taken.shape == film.shape and taken.dtype == np.uint8
         same = (taken == film).mean()
-        assert same < 0.3, seed
+        assert same < 0.2, seed
         pieces += np.array_equal(np.sort(taken.ravel()), np.sort(film.ravel())) and same < 0.15
     assert 8 < pieces < 32  # half of them are the same greys in other places
 
