@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxrbatch.bundles import load_bundle
-from cxrbatch.engines import open_engine
+from cxrbatch.bundles import ARCHITECTURES, load_bundle
+from cxrbatch.engines import networks, open_engine
 from cxrbatch.engines.verify import check_logits, check_planes, largest_difference
 from cxrbatch.errors import ExitCode, Fatal
 from making import make_bundle
@@ -64,6 +64,25 @@ def test_a_pickle_renamed_even_with_its_hash_put_right(folder: Path) -> None:
 def test_classes_that_do_not_match_the_weights(folder: Path) -> None:
     edit(folder, classes=["NORMAL", "COVID19"])
     refused(folder, "4 output.s. and the manifest names 2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architecture": "mobilenet_v9"}, "no network 'mobilenet_v9'"),
+        ({"plane": {"size": 64, "fit": "pqd"}}, "no such plane"),
+        ({"plane": {"size": 64, "interpolation": "bilinearly"}}, "no such plane"),
+        ({"plane": {"size": "64"}}, "no such plane"),
+        ({"plane": {"size": 0}}, "no such plane"),
+    ],
+)
+def test_a_manifest_that_names_what_is_not_there(folder: Path, changes: dict[str, object], said: str) -> None:
+    edit(folder, **changes)
+    refused(folder, said)
+
+
+def test_every_network_that_can_be_built_may_be_named() -> None:
+    assert set(networks.ARCHITECTURES) == ARCHITECTURES
 
 
 def test_a_manifest_from_the_future(folder: Path) -> None:

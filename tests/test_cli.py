@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cxrbatch import settings
+from cxrbatch.cli import main
 from cxrbatch.errors import ExitCode, Fatal
 
 
@@ -71,6 +72,16 @@ def test_a_working_folder_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (run.returncode, run.stderr) == (2, "cxrbatch: The working folder is gone; change to one that is there.\n")
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cxrbatch", "train", "best-gate", "--data", ".", "-o", "/proc/nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "cxrbatch: /proc/nowhere: No such file or directory.\n"
 
 
 def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cxrbatch.bundles import SHIPPED, load_bundle
 from cxrbatch.cli import app
 from cxrbatch.errors import PASSING_REASONS, ReasonCode
 from cxrbatch.settings import Settings
 from cxrbatch.store import RESULT_COLUMNS
+from cxrbatch.training.report import percent
 
 ROOT = Path(__file__).parent.parent
 VERBS = "scan|watch|receive|results|show|export|explain|samples|doctor|retry|train|evaluate|calibrate|models|db|config"
@@ -50,7 +52,9 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             assert (document.parent / link).exists(), f"{document.name} links to {link}"
 
 
-@pytest.mark.parametrize("document", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/howto/*.md"))])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/models.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/howto/*.md"))]
+)
 def test_commands_in_the_documents_exist_with_the_options_they_use(document: str) -> None:
     commands = re.findall(rf"cxrbatch ((?:{VERBS})\b[^`\n#;|)]*)", (ROOT / document).read_text())
     for command in commands:
@@ -60,3 +64,32 @@ def test_commands_in_the_documents_exist_with_the_options_they_use(document: str
         assert shown.exit_code == 0, f"{document}: cxrbatch {command}"
         for option in re.findall(r"(--[a-z-]+)", command):
             assert option in shown.output, f"{document}: {option} in `cxrbatch {command}`"
+
+
+def test_readme_models_and_cards_give_the_figures_of_the_shipped_bundles() -> None:
+    readme, models = ((ROOT / name).read_text() for name in ("README.md", "docs/models.md"))
+    told = {name: load_bundle(name).disease.manifest["metrics"] for name in ("default", "covid3")}
+    for name, sets in told.items():
+        card = (SHIPPED / name / "CARD.md").read_text()
+        for found in (f for f in sets.values() if "accuracy" in f):
+            assert percent(found["accuracy"][0], found["accuracy"][1:]) in card
+            assert percent(found["balanced_accuracy"][0], found["balanced_accuracy"][1:]) in card
+            assert f"| {found['ece']:.3f} (" in card and f"| {found['normal_auc']:.3f} (" in card
+            assert all(f"| {percent(recall)} (" in card for recall in found["recall"].values())
+    away, home = told["default"]["external"], told["default"]["cascade"]
+    balanced, recall = away["balanced_accuracy"][0], away["recall"]["PNEUMONIA"]
+    assert (
+        f"**{balanced:.2f} / {recall:.2f}**" in readme
+        and f"| {balanced:.3f} (" in models
+        and f"{recall:.3f} (" in models
+    )
+    assert f"| {away['normal_auc']:.3f} |" in readme and f"| {away['normal_auc']:.3f} |" in models
+    assert f"| {away['ece']:.3f} ({home['ece']:.3f}) |" in readme and f"| {away['ece']:.3f} (" in models
+    assert f"| {100 * away['errors_sent_to_review']:.0f} % |" in readme
+    assert f"({100 * home['sent_to_review']:.0f} % of home films are)" in readme
+    assert f"| {home['balanced_accuracy'][0]:.3f}, {min(home['recall'].values()):.2f} |" in readme
+    assert f"| {home['balanced_accuracy'][0]:.3f} (" in models
+    alveoli = percent(told["default"]["alveoli_test"]["accuracy"][0])
+    assert f"| {alveoli} |" in readme and f"| {alveoli} |" in models
+    both = " / ".join(percent(told["covid3"][name]["accuracy"][0]) for name in ("covid3", "covid3-leak-free"))
+    assert f"| {both} |" in readme and f"| {both} |" in models

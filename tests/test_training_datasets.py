@@ -105,10 +105,14 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     (root / "train" / "SICK" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (root / "train" / "SICK" / "empty.jpg").write_bytes(b"")
+    Image.new("L", (9, 9)).save(root / "train" / "SICK" / "other.bmp")
+    (root / "train" / "SICK" / "Thumbs.db").write_bytes(b"x")
     films = find_folders(root)[0].films
     read, pictures, lost = read_films(films, 40)
-    assert len(read) == len(pictures) == len(films) - 2
-    assert {film.path.name for film, _ in lost} == {"broken.png", "empty.jpg"} and all(why for _, why in lost)
+    assert len(read) == len(pictures) == len(films) - 3
+    assert {film.path.name for film, _ in lost} == {"broken.png", "empty.jpg", "other.bmp"} and all(
+        why for _, why in lost
+    )
 
 
 def test_the_digest_follows_contents_and_labels_not_order(tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def test_a_class_that_the_recipe_names_and_nobody_has_is_said(tmp_path: Path) ->
     recipe = load_recipe(
         write_recipe(tmp_path / "r.toml", ("[[phases]]", '[classes]\nNORMAL = ["NORMAL"]\nTB = ["TB"]\n[[phases]]'))
     )
-    with pytest.raises(Fatal, match="class TB"):
+    with pytest.raises(Fatal, match=r"class TB .* folders are NORMAL, SICK"):
         prepare(recipe, root, None)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from cxrbatch.bundles import SHIPPED, load_bundle
 from cxrbatch.cascade import Cascade
@@ -21,10 +22,11 @@ from cxrbatch.nouns import Decision, Verdict
 from cxrbatch.training.bundle_writer import change_stage
 from cxrbatch.training.calibrate import calibrate
 from cxrbatch.training.card import card_text, write_card
-from cxrbatch.training.datasets import find_folders, split_films
+from cxrbatch.training.datasets import find_folders, leaked_films, split_films
 from cxrbatch.training.evaluate import evaluate
+from cxrbatch.training.report import print_report
 from cxrbatch.training.scores import score_films
-from cxrbatch.training.shortcuts import cam_outside, leaked, source_probe
+from cxrbatch.training.shortcuts import cam_outside, source_probe
 from making import make_bundle
 from training_films import draw, make_folder
 
@@ -103,6 +105,11 @@ def test_a_missing_class_cannot_be_calibrated(tmp_path: Path, bundle: Path) -> N
         calibrate(bundle, films)
 
 
+def test_the_test_split_is_refused(data: Path, bundle: Path) -> None:
+    with pytest.raises(Fatal, match="choose nothing"):
+        calibrate(bundle, data, split="test")
+
+
 def test_evaluate_reports_every_kind_of_label(
     data: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,16 +122,21 @@ def test_evaluate_reports_every_kind_of_label(
     assert 0 <= found["end_to_end"]["sent_to_review"] <= 1
     low, high = found["disease"]["intervals"]["accuracy"]
     assert low <= found["disease"]["accuracy"] <= high
+    for part in (found["end_to_end"], found["called"]["OTHER"], found["gate"]):
+        for name, (low, high) in part["intervals"].items():
+            assert low <= part[name] <= high or part[name] != part[name], name
+    assert found["gate"]["intervals"]["not_chest_rejected"] == pytest.approx([0.0, 0.6024], abs=1e-3)  # none of four
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert saved["sets"]["task"]["disease"]["confusion"] == found["disease"]["confusion"]
     with Image.open(tmp_path / "out" / "task.png") as sheet:
         assert sheet.width > 1000
+    print_report(result, Console(width=160))
     printed = capsys.readouterr().out
     assert "balanced" in printed and "OTHER: called" in printed
 
 
 def test_a_closed_gate_costs_accuracy_end_to_end_only(data: Path, tmp_path: Path) -> None:
-    found = evaluate(make_bundle(tmp_path / "shut", gate_bias=-10.0), data, None, draws=5, quiet=True)["sets"]["task"]
+    found = evaluate(make_bundle(tmp_path / "shut", gate_bias=-10.0), data, None, draws=5)["sets"]["task"]
     assert found["end_to_end"]["accuracy"] == 0.0 and found["end_to_end"]["rejected_by_gate"] == 1.0
     assert found["disease"]["accuracy"] > 0.0 or found["disease"]["confusion"]
     assert found["gate"]["not_chest_rejected"] == 1.0
@@ -133,11 +145,11 @@ def test_a_closed_gate_costs_accuracy_end_to_end_only(data: Path, tmp_path: Path
 def test_unreadable_films_are_named_and_an_empty_split_is_fatal(bundle: Path, tmp_path: Path) -> None:
     films = make_folder(tmp_path / "films", ("NORMAL", "COVID19"), {"test": 2})
     (films / "test" / "NORMAL" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nbad")
-    result = evaluate(bundle, films, None, draws=5, quiet=True)
+    result = evaluate(bundle, films, None, draws=5)
     assert [Path(path).name for path, _ in result["unreadable"]] == ["bad.png"]
     assert result["sets"]["films"]["films"] == 4
     with pytest.raises(Fatal, match="split 'val'"):
-        evaluate(bundle, films, None, split="val", quiet=True)
+        evaluate(bundle, films, None, split="val")
 
 
 def test_a_stage_that_is_not_there_cannot_be_changed(tmp_path: Path) -> None:
@@ -146,7 +158,7 @@ def test_a_stage_that_is_not_there_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_the_card_says_what_was_missed_and_where_films_come_from(data: Path, bundle: Path) -> None:
-    result = evaluate(bundle, data, None, draws=5, quiet=True)
+    result = evaluate(bundle, data, None, draws=5)
     result["sets"] = {"external": result["sets"]["task"]}
     aims = [
         ("balanced accuracy", "external", ("disease", "balanced_accuracy"), 1.01, True),
@@ -164,7 +176,15 @@ def test_the_card_says_what_was_missed_and_where_films_come_from(data: Path, bun
 def test_leaks_are_found_by_content(tmp_path: Path) -> None:
     films = make_folder(tmp_path, ("A", "B"), {"train": 3, "test": 3})
     (films / "test" / "B" / "2.png").write_bytes((films / "train" / "A" / "0.png").read_bytes())
-    assert [f.path.name for f in leaked(films)] == ["2.png"]
+    assert [f.path.name for f in leaked_films(find_folders(films))] == ["2.png"]
+
+
+def test_a_set_with_leaks_stands_a_second_time_without_them(bundle: Path, tmp_path: Path) -> None:
+    films = make_folder(tmp_path / "films", ("NORMAL", "COVID19"), {"train": 1, "test": 3})
+    (films / "test" / "NORMAL" / "2.png").write_bytes((films / "train" / "NORMAL" / "0.png").read_bytes())
+    sets = evaluate(bundle, films, None, draws=5)["sets"]
+    assert {name: found["films"] for name, found in sets.items()} == {"films": 6, "films-leak-free": 5}
+    assert sets["films-leak-free"]["disease"]["per_class"]["NORMAL"]["support"] == 2
 
 
 def test_cam_mass_outside_is_a_share(data: Path, bundle: Path) -> None:
@@ -186,7 +206,8 @@ def test_the_shipped_covid3_still_has_the_accuracy_of_its_card() -> None:
     films = Path(__file__).parents[2] / "shared" / "data" / "covid3"
     if not films.is_dir():
         pytest.skip("needs ../shared/data")
-    result = evaluate(SHIPPED / "covid3", films, None, draws=5, quiet=True)["sets"]["covid3"]
+    sets = evaluate(SHIPPED / "covid3", films, None, draws=5)["sets"]
+    result = sets["covid3"]
     told = load_bundle("covid3").disease.manifest["metrics"]["covid3"]["accuracy"]
     assert result["films"] == 66 and told[1] <= result["disease"]["accuracy"] <= told[2]
-    assert len(leaked(films)) == 6
+    assert sets["covid3-leak-free"]["films"] == 60

@@ -112,6 +112,24 @@ def test_a_loss_that_is_no_number_stops_and_says_at_which_step(films: Path, tmp_
         train(recipe, films, tmp_path / "bundle")
 
 
+def test_a_loss_that_is_no_number_only_after_the_last_step_stops_too(films: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", ("1e-3", "1e30"), ("batch = 8", "batch = 64"))  # one step an epoch
+    with pytest.raises(Fatal, match="validation is nan after step 1 "):
+        train(recipe, films, tmp_path / "bundle", epochs=1)
+    assert not (tmp_path / "bundle" / "manifest.json").exists()
+
+
+def test_a_trial_of_an_epoch_is_not_gone_on_from(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", ("[optimiser]", "[[phases]]\nepochs = 1\nfrozen = 3\n[optimiser]"))
+    train(recipe, films, tmp_path / "bundle", epochs=1)
+    assert "epoch 2/2" in capsys.readouterr().out
+    train(recipe, films, tmp_path / "bundle")
+    printed = capsys.readouterr().out
+    assert "starts anew" in printed and "epoch 1/3" in printed
+
+
 def test_a_gate_and_a_disease_model_share_a_bundle(tmp_path: Path) -> None:
     films = make_folder(tmp_path / "films", ("NORMAL", "NOT_CHEST"), {"train": 6, "val": 4})
     gate = write_recipe(
@@ -126,7 +144,7 @@ def test_a_gate_and_a_disease_model_share_a_bundle(tmp_path: Path) -> None:
     assert bundle.disease.classes == ("NORMAL", "NOT_CHEST")
 
 
-@pytest.mark.parametrize("name", ["covid3", "disease"])
+@pytest.mark.parametrize("name", ["covid3", "gate", "disease"])
 def test_the_literal_recipes_run_as_they_stand_on_a_few_films(name: str, tmp_path: Path) -> None:
     from cxrbatch.training.recipes import load_recipe, recipe_file
 
@@ -135,8 +153,11 @@ def test_the_literal_recipes_run_as_they_stand_on_a_few_films(name: str, tmp_pat
     smaller = smaller.replace("size = 446", "size = 64").replace("size = 224", "size = 64")
     (tmp_path / "literal.toml").write_text(smaller)
     train(tmp_path / "literal.toml", films, tmp_path / "bundle", epochs=1)
-    assert load_bundle(tmp_path / "bundle").disease.channels == 3
-    assert len(metrics(tmp_path / "bundle")) == len(load_recipe(name).phases)
+    role = load_recipe(name).role
+    stage = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["stages"][0]
+    assert (stage["role"], stage["channels"]) == (role, 3)
+    epochs = (tmp_path / "bundle" / "training" / f"{role}-metrics.jsonl").read_text().splitlines()
+    assert len(epochs) == len(load_recipe(name).phases)
 
 
 def test_what_was_held_out_of_train_is_what_calibrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as reference
 
 from cxrbatch.bundles import Ood
@@ -66,6 +67,16 @@ def test_bootstrap_draws_patients_not_films() -> None:
     by_film = metrics.bootstrap([str(i) for i in range(200)], figure)["accuracy"]
     by_patient = metrics.bootstrap([str(i // 50) for i in range(200)], figure)["accuracy"]
     assert by_film[1] - by_film[0] < 0.2 < 0.7 < by_patient[1] - by_patient[0]
+
+
+def test_a_share_that_never_fails_is_not_certain() -> None:
+    right, groups = np.ones(100), [str(i // 2) for i in range(100)]
+    figure = lambda rows: {"right": float(right[rows].mean()), "wrong": float(1 - right[rows].mean())}  # noqa: E731
+    rows = np.ones(100, bool)
+    found = metrics.bootstrap(groups, figure, 20, of={"right": rows, "wrong": rows})
+    exact = stats.binomtest(50, 50).proportion_ci(method="exact")
+    assert found["right"] == pytest.approx([exact.low, 1.0]) and found["wrong"] == pytest.approx([0.0, 1 - exact.low])
+    assert metrics.bootstrap(groups, figure, 20)["right"] == [1.0, 1.0]
 
 
 def test_the_temperature_that_was_put_in_is_found() -> None:

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,24 @@ from safetensors import SafetensorError, safe_open
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.nouns import PlaneSpec
 
-__all__ = ["FORMAT", "SHIPPED", "Bundle", "Ood", "Stage", "find_bundle", "load_bundle", "shipped_bundles"]
+__all__ = [
+    "ARCHITECTURES",
+    "FORMAT",
+    "SHIPPED",
+    "Bundle",
+    "Ood",
+    "Stage",
+    "find_bundle",
+    "load_bundle",
+    "shipped_bundles",
+]
 
 FORMAT = 2
+#: What `engines/networks.py` can build, named here because reading a bundle needs no PyTorch.
+ARCHITECTURES = frozenset({"mobilenet_v2", "mobilenet_v3_large"})
 _EXACT = " exact"
 SHIPPED = Path(__file__).parent
+_LARGEST_PLANE = 4096  # pixels a side
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +151,9 @@ def _stage(folder: Path, part: dict[str, Any]) -> Stage:
         raise _refused(folder, f"the classes of its {role} stage do not fit: {list(classes)}")
     if len(part["mean"]) != channels or len(part["std"]) != channels:
         raise _refused(folder, f"the mean and std of its {role} stage do not have {channels} channel(s)")
+    if part["architecture"] not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise _refused(folder, f"this program has no network '{part['architecture']}' ({known})")
     temperature, threshold = float(part["temperature"]), float(part["threshold"])
     if not (math.isfinite(temperature) and temperature > 0 and 0 <= threshold <= 1):
         raise _refused(folder, f"the temperature or the threshold of its {role} stage is impossible")
@@ -161,7 +177,7 @@ def _stage(folder: Path, part: dict[str, Any]) -> Stage:
         part["architecture"],
         channels,
         classes,
-        PlaneSpec(**part["plane"]),
+        _plane(folder, part["plane"]),
         tuple(part["mean"]),
         tuple(part["std"]),
         weights,
@@ -171,6 +187,14 @@ def _stage(folder: Path, part: dict[str, Any]) -> Stage:
         ood,
         part,
     )
+
+
+def _plane(folder: Path, given: dict[str, Any]) -> PlaneSpec:
+    plane, kinds = PlaneSpec(**given), get_type_hints(PlaneSpec)
+    known = all(getattr(plane, key) in get_args(kinds[key]) for key in ("fit", "interpolation"))
+    if not known or type(plane.size) is not int or not 1 <= plane.size <= _LARGEST_PLANE:
+        raise _refused(folder, f"there is no such plane as {given}")
+    return plane
 
 
 def _ood(tensors: Any, part: dict[str, Any] | None) -> Ood | None:

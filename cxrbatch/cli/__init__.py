@@ -80,6 +80,11 @@ def main() -> None:
     except BrokenPipeError:  # `cxrbatch results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
+    except OSError as error:  # a folder to write to that is not there, full or somebody else's
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {error.strerror}.")
+        sys.exit(ExitCode.FATAL)
 
 
 def _complain(sentence: str) -> None:

@@ -45,9 +45,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
 ) -> None:
     """Score labelled films end to end and say how good it is, with intervals."""
+    from cxrbatch.ops.terminal import to_stdout
     from cxrbatch.training.evaluate import evaluate
+    from cxrbatch.training.report import print_report
 
-    evaluate(find_bundle(bundle), data, out, split=split, quiet=given.quiet)
+    result = evaluate(find_bundle(bundle), data, out, split=split)
+    if not given.quiet:
+        print_report(result, to_stdout())
 
 
 @app.command()

@@ -44,8 +44,10 @@ def calibrate(
     `review_share` of the split's films is what may be sent to review in all, `unfamiliar_share` of them for
     their features alone. The training split in `data`, where there is one, describes what is familiar;
     otherwise the validation films do. Where `data` has no such split, it is the part of train/ that training held
-    out. Raises Fatal when a class has no film in the split.
+    out. Raises Fatal when a class has no film in the split, and for the test split.
     """
+    if split == "test":
+        raise Fatal("Test films choose nothing: calibrate on val, or on a split of your own.")
     loaded = load_bundle(bundle)
     engine = open_engine("auto", "auto", loaded)
     folders = find_folders(data)

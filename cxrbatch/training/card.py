@@ -68,7 +68,8 @@ def card_text(
         manifest["intended_use"],
         f"**Licence.** {manifest['licence']}",
         "## Figures",
-        "95 % intervals in brackets are bootstrapped by patient. Temperature and thresholds were chosen on validation. "
+        "95 % intervals in brackets are bootstrapped by patient; a share of 0 or 100 % has the exact bound for so many "
+        "patients (an AUC or F1 of 1 has none). Temperature and thresholds were chosen on validation. "
         f"Engine: {evaluation['engine']}.",
         *(_set(name, sets[name]) for name in _SETS if name in sets),
     ]
@@ -100,9 +101,14 @@ def _set(name: str, found: dict[str, Any]) -> str:
             low, high = i["normal_auc"]
             rows.append(("NORMAL against the rest, AUC", f"{d['normal_auc']:.3f} ({low:.3f}-{high:.3f})"))
         rows += [
-            ("end to end: sent to review", percent(e["sent_to_review"])),
-            ("end to end: errors that are sent to review", percent(e["errors_sent_to_review"])),
-            ("end to end: accuracy of what is reported", percent(e["accuracy_of_reported"])),
+            *(
+                (f"end to end: {what}", percent(e[key], e["intervals"][key]))
+                for what, key in (
+                    ("sent to review", "sent_to_review"),
+                    ("errors that are sent to review", "errors_sent_to_review"),
+                    ("accuracy of what is reported", "accuracy_of_reported"),
+                )
+            ),
         ]
         parts.append(_table([("figure", "value"), *rows]))
         parts.append(_table([("class", "films", "precision", "recall", "F1"), *_classes(d)]))
@@ -114,18 +120,19 @@ def _set(name: str, found: dict[str, Any]) -> str:
         if rejected is not None and rejected == rejected:
             said.append(f"others rejected {percent(rejected, i['not_chest_rejected'])}")
         parts.append("Gate: " + ", ".join(said) + ".")
-        wrong = [s for s in gate["sources"] if s["right"] < 1 and s["films"] >= 5 and name == "gate"]
-        if wrong:
-            parts.append(
-                _list(f"{s['label']} {s['source']}: right {percent(s['right'])} of {s['films']}" for s in wrong)
+        if name == "gate":
+            right = (
+                f"{s['label']} {s['source']} {round(s['right'] * s['films'])}/{s['films']}" for s in gate["sources"]
             )
+            parts.append(f"Right by source: {', '.join(right)}.")
     for label, called in found["called"].items():
         if name == "gate":
             continue
         said_ = ", ".join(f"{k} {n}" for k, n in called["called"].items() if n)
         parts.append(
-            f"{label} is called: {said_}. Sent to review {percent(called['sent_to_review'])}; review or not called "
-            f"NORMAL {percent(called['review_or_not_normal'])}."
+            f"{label} is called: {said_}. Sent to review "
+            f"{percent(called['sent_to_review'], called['intervals']['sent_to_review'])}; review or not called NORMAL "
+            f"{percent(called['review_or_not_normal'], called['intervals']['review_or_not_normal'])}."
         )
     return "\n\n".join(parts)
 
@@ -133,8 +140,12 @@ def _set(name: str, found: dict[str, Any]) -> str:
 def _classes(disease: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     for label, row in disease["per_class"].items():
         if row["support"]:
-            recall = percent(row["recall"], disease["intervals"][f"recall {label}"])
-            yield label, str(row["support"]), percent(row["precision"]), recall, f"{row['f1']:.3f}"
+            i = disease["intervals"]
+            low, high = i[f"f1 {label}"]
+            yield (
+                label, str(row["support"]), percent(row["precision"], i[f"precision {label}"]),
+                percent(row["recall"], i[f"recall {label}"]), f"{row['f1']:.3f} ({low:.3f}-{high:.3f})",
+            )  # fmt: skip
 
 
 def _aims(sets: dict[str, Any], targets: Sequence[Target]) -> Iterable[tuple[str, ...]]:

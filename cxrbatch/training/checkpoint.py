@@ -24,6 +24,7 @@ class Progress:
 
     recipe_sha256: str
     data_sha256: str
+    phases: list[int] = field(default_factory=list)  # epochs planned in each
     epoch: int = 0  # epochs done
     step: int = 0  # steps done
     best_loss: float = float("inf")
@@ -32,6 +33,11 @@ class Progress:
     waited: int = 0  # plateau: epochs without a better validation loss
     plateau_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+
+    def same_run(self, other: Progress) -> bool:
+        """Whether going on from one leads to what the other would come to."""
+        mine, its = ((p.recipe_sha256, p.data_sha256, p.phases) for p in (self, other))
+        return mine == its
 
 
 def save_checkpoint(

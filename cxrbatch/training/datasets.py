@@ -31,6 +31,7 @@ __all__ = [
     "find_folders",
     "grouped_split",
     "label_matches",
+    "leaked_films",
     "read_film",
     "read_planes",
     "shrink",
@@ -38,7 +39,11 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ""})
+#: What counts as a picture. Those that the decoder has no reader for (.bmp to .webp) are then listed as unreadable,
+#: not passed over in silence; README.txt and Thumbs.db beside the films are no pictures.
+_SUFFIXES = frozenset(
+    {"", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".bmp", ".gif", ".pgm", ".ppm", ".webp"}
+)
 #: Spellings met in published sets.
 _SPELLINGS = {"turberculosis": "tuberculosis", "covid": "covid19"}
 
@@ -179,6 +184,20 @@ def split_films(films: Sequence[Film], split: str) -> list[Film]:
     return [film for film in films if film.split == split]
 
 
+def leaked_films(folders: Sequence[FilmFolder]) -> list[Film]:
+    """Test films whose bytes are also a training film's. Only files of a training film's length are read."""
+    films = [film for folder in folders for film in folder.films]
+    tests, trained = split_films(films, "test"), split_films(films, "train")
+    lengths = {film.path: film.path.stat().st_size for film in [*tests, *trained]}
+    shared = {lengths[f.path] for f in tests} & {lengths[f.path] for f in trained}
+    digests = {_digest(film) for film in trained if lengths[film.path] in shared}
+    return [film for film in tests if lengths[film.path] in shared and _digest(film) in digests]
+
+
+def _digest(film: Film) -> str:
+    return hashlib.sha256(film.path.read_bytes()).hexdigest()
+
+
 def grouped_split(films: Sequence[Film], share: float, seed: int) -> tuple[list[Film], list[Film]]:
     """(train, validation) with about `share` of the films in the second; a group is never parted."""
     sizes = Counter(film.group or str(film.path) for film in films)
@@ -209,5 +228,5 @@ def balanced_weights(labels: Sequence[int], sources: Sequence[str], source_power
 
 def data_digest(films: Sequence[Film]) -> str:
     """One SHA-256 over the labels and the contents of the files, in any order of the files."""
-    lines = sorted(f"{film.label} {hashlib.sha256(film.path.read_bytes()).hexdigest()}" for film in films)
+    lines = sorted(f"{film.label} {_digest(film)}" for film in films)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -14,7 +14,7 @@ from cxrbatch.bundles import load_bundle
 from cxrbatch.engines import open_engine
 from cxrbatch.errors import Fatal
 from cxrbatch.training import metrics
-from cxrbatch.training.datasets import SPLITS, Film, find_folders, label_matches, split_films
+from cxrbatch.training.datasets import SPLITS, Film, find_folders, label_matches, leaked_films, split_films
 from cxrbatch.training.scores import Scores, score_films, targets_of
 
 __all__ = ["evaluate", "measure"]
@@ -23,12 +23,14 @@ _CHEST, _NOT_CHEST = "CHEST", "NOT_CHEST"
 
 
 def evaluate(
-    bundle: Path, data: Path, out: Path | None = None, *, split: str = "test", draws: int = 500, quiet: bool = False
+    bundle: Path, data: Path, out: Path | None = None, *, split: str = "test", draws: int = 500
 ) -> dict[str, Any]:
     """Evaluate a bundle on every labelled folder in `data` that has films of `split`.
 
     Labels that are classes of the bundle give the full figures; CHEST and NOT_CHEST judge the gate; of any
-    other label it is only said what the bundle calls it. Writes `out`/evaluation.json and plots, prints a report.
+    other label it is only said what the bundle calls it. Test films whose bytes are a training film's in `data` too
+    count in their set, which stands a second time without them, as NAME-leak-free. Writes `out`/evaluation.json and
+    plots; `report.print_report` shows the result.
     Raises Fatal when nothing can be read, or there is no film of that split.
     """
     if split not in SPLITS:
@@ -44,18 +46,24 @@ def evaluate(
         "sets": {},
     }
     kept: dict[str, Scores] = {}
-    for folder in find_folders(data):
+    folders = find_folders(data)
+    leaks = {film.path for film in leaked_films(folders)} if split == "test" else set()
+    for folder in folders:
         films = split_films(folder.films, split)
         if not films:
             continue
         scores = score_films(loaded, films, engine)
         if scores.films:
             kept[folder.name] = scores
-            result["sets"][folder.name] = measure(scores, loaded.disease.classes, draws)
+            clean = np.array([film.path not in leaks for film in scores.films])
+            if clean.any() and not clean.all():
+                kept[f"{folder.name}-leak-free"] = scores.chosen(clean)
         if scores.unreadable:
             result.setdefault("unreadable", []).extend([f.path.as_posix(), why] for f, why in scores.unreadable)
     if not kept:
         raise Fatal(f"{data} has no readable film in a split '{split}'.")
+    for name, scores in kept.items():
+        result["sets"][name] = measure(scores, loaded.disease.classes, draws)
     if out is not None:
         from cxrbatch.training.plots import plot_evaluation
 
@@ -63,10 +71,6 @@ def evaluate(
         (out / "evaluation.json").write_text(json.dumps(_finite(result), indent=1) + "\n", encoding="utf-8")
         for name in kept:
             plot_evaluation(name, result["sets"][name], loaded.disease.classes, out)
-    if not quiet:
-        from cxrbatch.training.report import print_report
-
-        print_report(result)
     return result
 
 
@@ -77,12 +81,12 @@ def measure(scores: Scores, classes: Sequence[str], draws: int = 500) -> dict[st
     known = y >= 0
     if known.any():
         found["disease"] = _disease(scores.chosen(known), y[known], classes, draws)
-        found["end_to_end"] = _end_to_end(scores.chosen(known), y[known])
+        found["end_to_end"] = _end_to_end(scores.chosen(known), y[known], draws)
         found["sources"] = _sources(scores.chosen(known), y[known], classes)
     if scores.gate is not None:
         found["gate"] = _gate(scores, draws)
     others = sorted({f.label for f, k in zip(scores.films, known, strict=True) if not k})
-    found["called"] = {label: _called(scores, _labelled(scores.films, label), classes) for label in others}
+    found["called"] = {label: _called(scores, _labelled(scores.films, label), classes, draws) for label in others}
     return found
 
 
@@ -104,14 +108,18 @@ def _disease(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
             numbers["normal_auc"] = metrics.auc(y[rows] == normal, p[rows, normal])
         for name, row in zip(classes, table, strict=True):
             numbers[f"recall {name}"] = row["recall"]
+            numbers[f"precision {name}"] = row["precision"]
             numbers[f"f1 {name}"] = row["f1"] if row["support"] else float("nan")
         return numbers
 
     right, confidence = guess == y, p.max(1)
+    of = {"accuracy": np.ones(len(y), bool)}
+    for c, name in enumerate(classes):
+        of |= {f"recall {name}": y == c, f"precision {name}": guess == c}
     return {
         "films": len(y),
         **figures(np.arange(len(y))),
-        "intervals": metrics.bootstrap([f.group for f in scores.films], figures, draws),
+        "intervals": metrics.bootstrap([f.group for f in scores.films], figures, draws, of=of),
         "per_class": dict(zip(classes, metrics.class_table(counts), strict=True)),
         "auc": {name: metrics.auc(y == c, p[:, c]) for c, name in enumerate(classes)},
         "roc": {name: _roc(y == c, p[:, c]) for c, name in enumerate(classes) if (y == c).any()},
@@ -130,18 +138,30 @@ def _roc(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> list[list[f
     return [[0.0, 0.0], *([float(misses[i] / m), float(hits[i] / n)] for i in at)]
 
 
-def _end_to_end(scores: Scores, y: NDArray[np.int64]) -> dict[str, float]:
+def _end_to_end(scores: Scores, y: NDArray[np.int64], draws: int) -> dict[str, Any]:
     """What the work list would show: the gate decides first, then the disease model, then the review rule."""
     guess = np.where(scores.passed, scores.probabilities.argmax(1), -1)
-    wrong, reported = guess != y, scores.passed & ~scores.review
-    return {
-        "accuracy": float((~wrong).mean()),
-        "balanced_accuracy": metrics.balanced_accuracy(y, guess),
-        "rejected_by_gate": float((~scores.passed).mean()),
-        "sent_to_review": float(scores.review.mean()),
-        "errors_sent_to_review": float(scores.review[wrong].mean()) if wrong.any() else float("nan"),
-        "accuracy_of_reported": float((~wrong)[reported].mean()) if reported.any() else float("nan"),
-    }
+    wrong, reported, everything = guess != y, scores.passed & ~scores.review, np.ones(len(y), bool)
+
+    def figures(rows: NDArray[np.int64]) -> dict[str, float]:
+        review, bad, shown = scores.review[rows], wrong[rows], reported[rows]
+        return {
+            "accuracy": float((~bad).mean()),
+            "balanced_accuracy": metrics.balanced_accuracy(y[rows], guess[rows]),
+            "rejected_by_gate": float((~scores.passed[rows]).mean()),
+            "sent_to_review": float(review.mean()),
+            "errors_sent_to_review": _share(review[bad]),
+            "accuracy_of_reported": _share(~bad[shown]),
+        }
+
+    of = dict.fromkeys(("accuracy", "rejected_by_gate", "sent_to_review"), everything)
+    of |= {"errors_sent_to_review": wrong, "accuracy_of_reported": reported}
+    groups = [f.group for f in scores.films]
+    return {**figures(np.arange(len(y))), "intervals": metrics.bootstrap(groups, figures, draws, of=of)}
+
+
+def _share(held: NDArray[np.bool_]) -> float:
+    return float(held.mean()) if len(held) else float("nan")
 
 
 def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -173,15 +193,17 @@ def _gate(scores: Scores, draws: int) -> dict[str, Any]:
     def figures(rows: NDArray[np.int64]) -> dict[str, float]:
         c, r = chest[rows], right[rows]
         return {
-            "chest_passed": float(r[c].mean()) if c.any() else float("nan"),
-            "not_chest_rejected": float(r[~c].mean()) if (~c).any() else float("nan"),
+            "chest_passed": _share(r[c]),
+            "not_chest_rejected": _share(r[~c]),
         }
 
     sources = sorted({(f.label, f.source) for f in scores.films})
     where = {s: np.array([(f.label, f.source) == s for f in scores.films]) for s in sources}
     return {
         **figures(np.arange(len(chest))),
-        "intervals": metrics.bootstrap(groups, figures, draws),
+        "intervals": metrics.bootstrap(
+            groups, figures, draws, of={"chest_passed": chest, "not_chest_rejected": ~chest}
+        ),
         "sources": [
             {"label": s[0], "source": s[1], "films": int(m.sum()), "right": float(right[m].mean())}
             for s, m in where.items()
@@ -193,16 +215,23 @@ def _labelled(films: Sequence[Film], label: str) -> NDArray[np.bool_]:
     return np.array([f.label == label for f in films])
 
 
-def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str]) -> dict[str, Any]:
+def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], draws: int) -> dict[str, Any]:
     chosen = scores.chosen(mask)
     guess = chosen.probabilities.argmax(1)
     normal = np.array([label_matches(classes[g], "NORMAL") for g in guess]) & chosen.passed
     said = {name: int(((guess == c) & chosen.passed).sum()) for c, name in enumerate(classes)}
+    kept = {"sent_to_review": chosen.review, "review_or_not_normal": chosen.review | ~normal}
+
+    def figures(rows: NDArray[np.int64]) -> dict[str, float]:
+        return {name: float(held[rows].mean()) for name, held in kept.items()}
+
     return {
         "films": len(guess),
         "called": said | {_NOT_CHEST: int((~chosen.passed).sum())},
-        "sent_to_review": float(chosen.review.mean()),
-        "review_or_not_normal": float((chosen.review | ~normal).mean()),
+        **figures(np.arange(len(guess))),
+        "intervals": metrics.bootstrap(
+            [f.group for f in chosen.films], figures, draws, of=dict.fromkeys(kept, np.ones(len(guess), bool))
+        ),
     }
 
 

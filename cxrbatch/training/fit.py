@@ -64,7 +64,10 @@ def train(
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
     films = prepare(plan, data, limit, without_sources)
-    (work / "unreadable.txt").write_text("".join(f"{f.path}: {why}\n" for f, why in films.unreadable))
+    unreadable = work / "unreadable.txt"
+    unreadable.write_text("".join(f"{f.path}: {why}\n" for f, why in films.unreadable))
+    if films.unreadable:
+        print(f"{len(films.unreadable)} file(s) can't be read and are left out: see {unreadable}")
     if plan.class_grid:
         plots.plot_class_grid(films, work / f"{plan.role}-class-grid.png")
     run = _Run(plan, films, work, resume)
@@ -105,14 +108,16 @@ class _Run:
         self.averaged = copy.deepcopy(self.net)
         self.best = copy.deepcopy(self.net)
         self.mean, self.std = _normalisation(recipe, films)
-        self.progress = Progress(recipe.sha256, films.data_sha256)
+        self.progress = Progress(recipe.sha256, films.data_sha256, [phase.epochs for phase in recipe.phases])
         self.checkpoint = work / f"{recipe.role}-checkpoint.safetensors"
         self._saved: dict[str, Tensor] | None = None
         if resume and self.checkpoint.is_file():
             found, tensors = load_checkpoint(self.checkpoint)
-            if (found.recipe_sha256, found.data_sha256) == (recipe.sha256, films.data_sha256):
+            if found.same_run(self.progress):
                 self.progress, self._saved = found, tensors
                 restore(tensors, self._networks(), None)
+            else:
+                print(f"{self.checkpoint} is of another recipe, other films or other --epochs: training starts anew.")
 
     def _networks(self) -> dict[str, nn.Module]:
         return {"net": self.net, "averaged": self.averaged, "best": self.best}
@@ -148,6 +153,8 @@ class _Run:
             torch.manual_seed(self.recipe.seed * 100_003 + epoch)
             loss, accuracy, rate = self._epoch(phase, epoch, first, last, optimiser, show)
             val_loss, val_accuracy = self._validate(phase)
+            if not math.isfinite(val_loss):
+                raise self._diverged(f"loss on validation is {val_loss} after", epoch)
             watch_plateau(self.recipe.schedule, self.progress, val_loss)
             entry = {
                 "epoch": epoch,
@@ -198,10 +205,7 @@ class _Run:
                 logits, _ = self.net(x)
             loss = loss_of(logits, target, recipe.label_smoothing)
             if not torch.isfinite(loss):
-                raise Fatal(
-                    f"The loss is {loss.item()} at step {self.progress.step} (epoch {epoch + 1}): training stopped; "
-                    "the last whole epoch is kept. A lower rate usually helps."
-                )
+                raise self._diverged(f"loss is {loss.item()} at", epoch)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), _GRADIENT_NORM)
@@ -213,6 +217,12 @@ class _Run:
             seen += len(labels)
             show.step(epoch, step + 1, steps, losses / seen)
         return losses / seen, right / seen, rate
+
+    def _diverged(self, what: str, epoch: int) -> Fatal:
+        return Fatal(
+            f"The {what} step {self.progress.step} (epoch {epoch + 1}): training stopped; "
+            "the last whole epoch is kept. A lower rate usually helps."
+        )
 
     def _normal(self, x: Tensor) -> Tensor:
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

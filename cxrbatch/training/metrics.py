@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,11 +89,18 @@ def coverage_curve(right: NDArray[np.bool_], confidence: Floats, points: int = 2
 
 
 def bootstrap(
-    groups: Sequence[str], figures: Callable[[NDArray[np.int64]], dict[str, float]], draws: int = 500, seed: int = 1
+    groups: Sequence[str],
+    figures: Callable[[NDArray[np.int64]], dict[str, float]],
+    draws: int = 500,
+    seed: int = 1,
+    *,
+    of: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals: whole groups (patients) are drawn with replacement.
 
     `figures` takes row numbers and gives named numbers; draws in which one is NaN don't count for it.
+    `of` names the rows (n,) that a share is a share of. Where all of them are right, or none, every draw says the same
+    and the bootstrap knows no doubt: the exact bound for so many patients (Clopper and Pearson) is taken then.
     """
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(member, kind="stable")
@@ -105,7 +112,13 @@ def bootstrap(
         rows = np.concatenate([rows_of[g] for g in rng.integers(0, len(rows_of), len(rows_of))])
         for name, value in figures(rows).items():
             drawn.setdefault(name, []).append(value)
-    return {name: _interval(np.asarray(values)) for name, values in drawn.items()}
+    found = {name: _interval(np.asarray(values)) for name, values in drawn.items()}
+    for name, rows_of_share in (of or {}).items():
+        patients = len(np.unique(member[rows_of_share]))
+        if patients and found[name] in ([0.0, 0.0], [1.0, 1.0]):
+            bound = 0.025 ** (1 / patients)
+            found[name] = [bound, 1.0] if found[name][0] else [0.0, 1 - bound]
+    return found
 
 
 def _interval(values: Floats) -> list[Any]:

@@ -56,7 +56,8 @@ def prepare(recipe: Recipe, data: Path, limit: int | None, without_sources: Sequ
     `without_sources` leaves out the training films whose source has one of these in its name.
     Raises Fatal in one sentence: no films, one class only, a class or a split without a film, an unknown source.
     """
-    films = [film for folder in find_folders(data, recipe.data) for film in folder.films]
+    folders = find_folders(data, recipe.data)
+    films = [film for folder in folders for film in folder.films]
     wanted = recipe.classes or {name: (name,) for name in sorted({f.label for f in films})}
     if len(wanted) < 2:
         raise Fatal(f"{data} has only the class {', '.join(wanted)}; a classifier needs at least two.")
@@ -76,7 +77,9 @@ def prepare(recipe: Recipe, data: Path, limit: int | None, without_sources: Sequ
         there = Counter(number[f.label] for f in part)
         for c, label in enumerate(wanted):
             if not there[c]:
-                raise Fatal(f"{data} has no film of the class {label} for {name}.")
+                there_are = ", ".join(sorted({f.label for folder in folders for f in folder.films}))
+                hint = f"; its folders are {there_are}, and a recipe without [classes] takes them as they are"
+                raise Fatal(f"{data} has no film of the class {label} for {name}{hint if recipe.classes else ''}.")
     longest = round(recipe.plane.size * _ROOM)
     train, train_pictures, lost = read_films(train, longest)
     val, val_pictures, lost_too = read_films(val, longest)

@@ -9,6 +9,8 @@ from rich.table import Table
 
 __all__ = ["percent", "print_report"]
 
+_SOURCES = 30  # rows of a set's table: the largest
+
 
 def percent(value: float | None, interval: list[float] | None = None) -> str:
     """A share as '93.5 %', with its 95 % interval where there is one; a dash for nothing."""
@@ -20,9 +22,12 @@ def percent(value: float | None, interval: list[float] | None = None) -> str:
     return text
 
 
-def print_report(result: dict[str, Any], console: Console | None = None) -> None:
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def print_report(result: dict[str, Any], console: Console) -> None:
     """Print what `evaluate` returned."""
-    console = console or Console()
     console.print(f"[bold]{result['bundle']} {result['version']}[/bold], split {result['split']}, {result['engine']}")
     for name, found in result["sets"].items():
         console.rule(f"{name}: {found['films']} films")
@@ -32,9 +37,10 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
             _gate(console, found["gate"])
         for label, called in found["called"].items():
             said = ", ".join(f"{k} {n}" for k, n in called["called"].items() if n)
+            i = called["intervals"]
             console.print(
-                f"{label}: called {said}; sent to review {percent(called['sent_to_review'])}, "
-                f"review or not NORMAL {percent(called['review_or_not_normal'])}"
+                f"{label}: called {said}; sent to review {percent(called['sent_to_review'], i['sent_to_review'])}, "
+                f"review or not NORMAL {percent(called['review_or_not_normal'], i['review_or_not_normal'])}"
             )
     for path, why in result.get("unreadable", ())[:20]:
         console.print(f"[yellow]not read:[/yellow] {path}: {why}", markup=True, highlight=False)
@@ -46,29 +52,32 @@ def _disease(console: Console, found: dict[str, Any]) -> None:
     console.print(
         f"accuracy {percent(d['accuracy'], i['accuracy'])}   balanced "
         f"{percent(d['balanced_accuracy'], i['balanced_accuracy'])}   ECE {d['ece']:.3f}   "
-        f"NORMAL against the rest, AUC {d.get('normal_auc', float('nan')):.3f}"
+        f"NORMAL against the rest, AUC {_number(d.get('normal_auc'))}"
     )
     table = Table("class", "precision", "recall (95 %)", "F1", "AUC", "films", "called", box=None, pad_edge=False)
     for row, (label, c) in enumerate(d["per_class"].items()):
         said = " ".join(f"{n:>4}" for n in d["confusion"][row])
         table.add_row(
             label, percent(c["precision"]), percent(c["recall"], i[f"recall {label}"]),
-            f"{c['f1']:.3f}", f"{d['auc'][label]:.3f}", str(c["support"]), said,
+            _number(c["f1"]), _number(d["auc"][label]), str(c["support"]), said,
         )  # fmt: skip
     console.print(table)
     console.print(
         f"end to end: accuracy {percent(e['accuracy'])}, rejected by the gate {percent(e['rejected_by_gate'])}, "
-        f"to review {percent(e['sent_to_review'])}, errors to review {percent(e['errors_sent_to_review'])}, "
-        f"accuracy of what is reported {percent(e['accuracy_of_reported'])}"
+        f"to review {percent(e['sent_to_review'], e['intervals']['sent_to_review'])}, "
+        f"errors to review {percent(e['errors_sent_to_review'], e['intervals']['errors_sent_to_review'])}, "
+        f"accuracy of what is reported {percent(e['accuracy_of_reported'], e['intervals']['accuracy_of_reported'])}"
     )
     table = Table("class", "source", "films", "recall", "to review", "called", box=None, pad_edge=False)
-    for r in found["sources"]:
+    shown = sorted(found["sources"], key=lambda r: -r["films"])[:_SOURCES]
+    for r in sorted(shown, key=lambda r: (r["label"], r["source"])):
         said = ", ".join(f"{k} {n}" for k, n in r["called"].items())
         table.add_row(
             r["label"], r["source"], str(r["films"]), percent(r["recall"]), percent(r["sent_to_review"]), said
         )
-    if len(found["sources"]) <= 30:
-        console.print(table)
+    console.print(table)
+    if len(found["sources"]) > _SOURCES:
+        console.print(f"... and {len(found['sources']) - _SOURCES} smaller sources: see evaluation.json (-o)")
 
 
 def _gate(console: Console, gate: dict[str, Any]) -> None:

@@ -1,11 +1,9 @@
-"""Does the network look at lungs, or at where the film comes from? Four checks for the card."""
+"""Does the network look at lungs, or at where the film comes from? Checks for the card."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +13,12 @@ from torch.nn import functional
 
 from cxrbatch.bundles import Stage
 from cxrbatch.normalize import fit_plane
-from cxrbatch.training.datasets import Film, find_folders, read_film, split_films
+from cxrbatch.training.datasets import Film, read_film
 from cxrbatch.training.gradcam import grad_cam, load_network, network_input
 
-__all__ = ["cam_outside", "leaked", "source_probe"]
+__all__ = ["cam_outside", "source_probe"]
 
 _CENTRAL = 0.8  # share of a side that counts as the chest, in the middle
-
-
-def leaked(data: Path) -> list[Film]:
-    """Test films whose bytes are also a training film's, by SHA-256."""
-    films = [f for folder in find_folders(data) for f in folder.films]
-    digests = {hashlib.sha256(f.path.read_bytes()).digest() for f in films if f.split == "train"}
-    return [f for f in split_films(films, "test") if hashlib.sha256(f.path.read_bytes()).digest() in digests]
 
 
 def cam_outside(stage: Stage, films: Sequence[Film]) -> float:
