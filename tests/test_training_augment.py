@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from cxrbatch.training.augment import StyleAugmentation, match_histogram, match_spectrum
+from cxrbatch.nouns import PlaneSpec
+from cxrbatch.training.augment import StyleAugmentation, match_histogram, match_spectrum, scramble
+from cxrbatch.training.batches import EpochFilms
+from cxrbatch.training.recipes import Augmentation
 from training_films import draw
 
 
@@ -76,3 +80,29 @@ def test_on_another_film_the_middle_stays_and_the_edges_are_the_others() -> None
     planes = [change(film, other, np.random.default_rng(seed)) for seed in range(20)]
     assert all((plane[20:44, 20:44] > 150).all() for plane in planes)
     assert np.median([plane[0, 0] for plane in planes]) == 40
+
+
+def test_a_scrambled_film_keeps_its_size_and_none_of_its_places() -> None:
+    film = np.random.default_rng(0).integers(0, 256, (60, 48)).astype(np.uint8)
+    pieces = 0
+    for seed in range(40):
+        taken = scramble(film, np.random.default_rng(seed))
+        assert taken.shape == film.shape and taken.dtype == np.uint8
+        same = (taken == film).mean()
+        assert same < 0.2, seed
+        pieces += np.array_equal(np.sort(taken.ravel()), np.sort(film.ravel())) and same < 0.15
+    assert 8 < pieces < 32  # half of them are the same greys in other places
+
+
+def test_only_what_should_pass_is_scrambled_and_then_should_not() -> None:
+    pictures = [np.full((40, 40), 90, np.uint8), films(1)[0]]
+    labels, order = [0, 1], np.array([0, 1] * 60)
+    for chance, fewest, most in ((0.0, 60, 60), (0.5, 15, 45), (1.0, 0, 0)):
+        look = Augmentation(kind="none", scramble=chance)
+        seen = [
+            EpochFilms(pictures, labels, order, PlaneSpec(40, "pad", "bilinear"), look, (1, 0))[i] for i in range(120)
+        ]
+        passing = [plane for plane, label in seen if label == 1]
+        assert fewest <= len(passing) <= most
+        assert all((plane == 90).all() for plane, _ in seen[::2])  # the other class is left as it is
+        assert all(torch.equal(plane, passing[0]) for plane in passing)

@@ -66,6 +66,7 @@ rate = 1e-3
         ("epochs = 1", "epochs = 0", "epoch"),
         ("epochs = 1", "epochs = true", "phases[0].epochs"),
         ('role = "disease"', 'role = "gate"', "two [classes]"),
+        ("rate = 1e-3", "rate = 1e-3\n[augmentation]\nscramble = 0.1", "scramble"),
         ('name = "x"', 'name = "x', "TOML"),
         ('name = "x"', 'name = "x"\nbatch = 1', "batch"),
     ],

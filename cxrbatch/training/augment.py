@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-__all__ = ["StyleAugmentation", "match_histogram", "match_spectrum"]
+__all__ = ["StyleAugmentation", "match_histogram", "match_spectrum", "scramble"]
 
 Grey = NDArray[np.uint8]
 _LETTERS = ("R", "L", "AP", "PA", "PORTABLE", "SUPINE", "ERECT", "H-6, I-8", "Day 3", "a", "A", "B", "(c)", "12:41")
@@ -117,6 +117,51 @@ def match_spectrum(grey: Grey, reference: Grey, share: float) -> Grey:
     gain[:6] = 1.0
     changed = np.fft.irfft2(spectrum * gain[rings], s=grey.shape)
     return np.clip(changed + 0.5, 0, 255).astype(np.uint8)
+
+
+def scramble(grey: Grey, rng: np.random.Generator) -> Grey:
+    """A film without its anatomy, same rows and columns: greys, spectrum or pieces of a chest, but no chest.
+
+    One of: its pieces in another order (4 to 36), its spectrum with other phases, a blur in which nothing can be
+    told, and soft blobs with its grey scale.
+    """
+    kind = rng.random()
+    rows, columns = grey.shape
+    if kind < 0.5:
+        return _pieces(grey, int(rng.integers(2, 7)), rng)
+    if kind < 0.65:
+        spectrum = np.abs(np.fft.rfft2(grey)) * np.exp(1j * np.angle(np.fft.rfft2(rng.standard_normal(grey.shape))))
+        noise = np.fft.irfft2(spectrum, s=grey.shape)
+        return match_histogram(_stretched(noise), grey, 1.0)
+    if kind < 0.75:
+        return np.asarray(
+            Image.fromarray(grey).filter(ImageFilter.GaussianBlur(min(rows, columns) / rng.uniform(8, 13)))
+        )
+    coarse = rng.integers(0, 256, (int(rng.integers(2, 9)), int(rng.integers(2, 9))), np.uint8)
+    blobs = np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC))
+    return match_histogram(blobs, grey, rng.uniform(0.0, 1.0))
+
+
+def _pieces(grey: Grey, across: int, rng: np.random.Generator) -> Grey:
+    """`across` x `across` pieces, none of them where it was; what is left over at the right and below stays."""
+    height, width = grey.shape[0] // across, grey.shape[1] // across
+    order = rng.permutation(across * across)
+    origins = np.empty_like(order)
+    origins[order] = np.roll(order, 1)  # one ring through all of them
+    moved = grey.copy()
+    for place, origin in enumerate(origins):
+        y, x = divmod(place, across)
+        v, u = divmod(int(origin), across)
+        moved[y * height : (y + 1) * height, x * width : (x + 1) * width] = grey[
+            v * height : (v + 1) * height, u * width : (u + 1) * width
+        ]
+    return moved
+
+
+def _stretched(x: NDArray[np.float64]) -> Grey:
+    low, high = np.percentile(x, (0.5, 99.5))
+    stretched: Grey = np.clip((x - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+    return stretched
 
 
 def _on_another(picture: Image.Image, reference: Grey, rng: np.random.Generator) -> Image.Image:

@@ -18,11 +18,12 @@ from torchvision.transforms import v2
 
 from cxrbatch.normalize import fit_plane
 from cxrbatch.nouns import PlaneSpec
-from cxrbatch.training.augment import StyleAugmentation
+from cxrbatch.training.augment import StyleAugmentation, scramble
 from cxrbatch.training.recipes import Augmentation
 
 __all__ = ["EpochFilms", "batches", "fixed_batches", "on_grid"]
 
+_PASSES = 1  # class of a gate
 _WORTH_A_WORKER = 512  # films: below this a worker process costs more than it saves
 
 
@@ -48,14 +49,16 @@ class EpochFilms(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         row = int(self._order[place])
-        picture = self._pictures[row]
+        picture, label = self._pictures[row], self._labels[row]
+        rng = np.random.default_rng([*self._seed, place])
+        if self._augmentation.scramble and label == _PASSES and rng.random() < self._augmentation.scramble:
+            picture, label = scramble(picture, rng), 1 - _PASSES
         if self._augmentation.kind == "style":
-            rng = np.random.default_rng([*self._seed, place])
             other = self._pictures[int(self._order[int(rng.integers(len(self._order)))])]
             picture = self._style(picture, other, rng)
         else:
             picture = fit_plane(picture, self._spec)
-        return torch.from_numpy(np.array(picture))[None], self._labels[row]
+        return torch.from_numpy(np.array(picture))[None], label
 
 
 def batches(films: EpochFilms, size: int) -> Iterator[tuple[Tensor, Tensor]]:

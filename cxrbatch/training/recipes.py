@@ -44,6 +44,7 @@ class Augmentation:
     aspect: float = 1.4  # style: largest squash either way
     thumbnail: float = 0.03  # style: chance of having been tiny once
     surroundings: float = 0.0  # style: chance of lying on another film, of which the edges are seen
+    scramble: float = 0.0  # gate: chance that a film that should pass is taken to pieces, and should not
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ def _contradiction(recipe: Recipe) -> str:
         return "every phase needs at least one epoch, and there must be a phase"
     if recipe.role == "gate" and len(recipe.classes) != 2:
         return "a gate needs two [classes]: what passes, named first, and what does not"
+    if recipe.augmentation.scramble and recipe.role != "gate":
+        return "augmentation.scramble makes films that are no chest, and only a gate has a class for them"
     if recipe.batch < 2:
         return "batch norm needs a batch of at least 2"
     if not 0 < recipe.validation_share < 1:
