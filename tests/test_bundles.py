@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cxrbatch.bundles import ARCHITECTURES, load_bundle
 from cxrbatch.engines import networks, open_engine
 from cxrbatch.engines.verify import check_logits, check_planes, largest_difference
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.normalize import fit_plane
+from cxrbatch.samples.phantom import Chest, draw_chest
 from making import make_bundle
 
 
@@ -121,3 +124,15 @@ def test_check_planes_are_the_same_everywhere() -> None:
 
 def test_a_name_that_the_file_system_refuses() -> None:
     refused(Path("x" * 300), "cannot be read")
+
+
+def test_the_shipped_gate_wants_anatomy_and_not_greys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gate = next(stage for stage in load_bundle("default").stages if stage.role == "gate")
+    film = np.rint(draw_chest(Chest(rows=240, columns=200)) * 255).astype(np.uint8)
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 6, 6), dtype=np.uint8)
+    blobs = [np.asarray(Image.fromarray(one).resize((160, 160))) for one in coarse]
+    quarters_exchanged = np.roll(film, (120, 100), (0, 1))
+    planes = [fit_plane(picture, gate.plane) for picture in (film, quarters_exchanged, *blobs)]
+    logits, _ = open_engine("openvino", "cpu").load(gate)(np.stack(planes))
+    assert list(logits[:, 0] > 0) == [True] + [False] * 5
