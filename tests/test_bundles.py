@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrbatch.bundles import ARCHITECTURES, load_bundle
+from cxrbatch.bundles import ARCHITECTURES, SHIPPED, load_bundle
 from cxrbatch.engines import networks, open_engine
 from cxrbatch.engines.verify import check_logits, check_planes, largest_difference
 from cxrbatch.errors import ExitCode, Fatal
@@ -53,6 +53,27 @@ def test_a_flipped_byte(folder: Path) -> None:
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     refused(folder, "SHA-256 differs")
+
+
+def test_a_flipped_byte_of_the_manifest_is_refused_wherever_it_says_something(tmp_path: Path) -> None:
+    raw = (SHIPPED / "covid3" / "manifest.json").read_bytes()
+    (tmp_path / "disease.safetensors").symlink_to(SHIPPED / "covid3" / "disease.safetensors")
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for place in rng.choice(len(raw), 200, replace=False):
+        data = bytearray(raw)
+        data[place] ^= 1 << int(rng.integers(0, 7))
+        (tmp_path / "manifest.json").write_bytes(data)
+        try:
+            told = load_bundle(tmp_path).manifest
+        except Fatal as said:
+            assert said.exit_code is ExitCode.BUNDLE_UNUSABLE
+            refusals += 1
+        else:
+            assert told == json.loads(raw)  # a space became another
+    assert refusals > 100
+    (tmp_path / "manifest.json").write_bytes(raw.replace(b'"temperature": 0.', b'"temperature": 1.'))
+    refused(tmp_path, "not what was written")
 
 
 def test_a_pickle_renamed_even_with_its_hash_put_right(folder: Path) -> None:

@@ -28,12 +28,15 @@ __all__ = [
     "Stage",
     "find_bundle",
     "load_bundle",
+    "manifest_digest",
     "shipped_bundles",
 ]
 
-FORMAT = 2
+FORMAT = 3
 #: What `engines/networks.py` can build, named here because reading a bundle needs no PyTorch.
 ARCHITECTURES = frozenset({"mobilenet_v2", "mobilenet_v3_large"})
+_SEALED = 3  # the first format whose manifest carries its own digest
+_UNSEAL = 'restore it, or take its top-level "sha256" out and set "format" to 2 if you changed it on purpose'
 _EXACT = " exact"
 SHIPPED = Path(__file__).parent
 _LARGEST_PLANE = 4096  # pixels a side
@@ -131,6 +134,8 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
         manifest = json.loads(raw)
         if manifest["format"] > FORMAT:
             raise _refused(folder, f"its format {manifest['format']} is newer than this program; upgrade cxrbatch")
+        if ("sha256" in manifest or manifest["format"] >= _SEALED) and manifest["sha256"] != manifest_digest(manifest):
+            raise _refused(folder, f"its manifest.json is not what was written (its SHA-256 differs); {_UNSEAL}")
         stages = tuple(_stage(folder, part) for part in manifest["stages"])
         bundle = Bundle(
             folder, manifest["name"], manifest["version"], hashlib.sha256(raw).hexdigest(), manifest, stages
@@ -143,6 +148,12 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
     except (KeyError, TypeError, ValueError) as error:
         raise _refused(folder, f"its manifest.json is not usable ({type(error).__name__}: {error})") from None
     return bundle
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex) of all that a manifest says, but for this digest itself; spaces and the order of keys are free."""
+    told = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _stage(folder: Path, part: dict[str, Any]) -> Stage:

@@ -225,7 +225,7 @@ def _markers(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
             x = rng.choice([rng.uniform(0.01, 0.12), rng.uniform(0.8, 0.95)]) * side
         kind = rng.random()
         if kind < 0.55:
-            font = ImageFont.load_default(int(side * rng.uniform(0.05, 0.11)))
+            font = ImageFont.load_default(max(1, int(side * rng.uniform(0.05, 0.11))))
             draw.text((x, y), str(rng.choice(_LETTERS)), fill=ink, font=font)
         elif kind < 0.7:
             dx, dy = rng.uniform(-0.1, 0.1, 2) * side

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cxrbatch.bundles import FORMAT, Stage
+from cxrbatch.bundles import FORMAT, Stage, manifest_digest
 from cxrbatch.engines.torch_engine import TorchEngine
 from cxrbatch.engines.verify import check_logits
 from cxrbatch.errors import Fatal
@@ -136,6 +136,7 @@ def _put(folder: Path, manifest: dict[str, Any], part: dict[str, Any], tensors: 
     part["check_logits"] = check_logits(_stage(part, weights), TorchEngine("cpu")).round(4).tolist()
     others = [p for p in manifest["stages"] if p["role"] != part["role"]]
     manifest["stages"] = sorted([*others, part], key=lambda p: _ROLES.index(p["role"]))
+    manifest["sha256"] = manifest_digest(manifest)
     new_manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     os.replace(new_manifest, folder / "manifest.json")
 
