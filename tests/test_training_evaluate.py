@@ -24,6 +24,7 @@ from cxrbatch.training.calibrate import calibrate
 from cxrbatch.training.card import card_text, write_card
 from cxrbatch.training.datasets import find_folders, leaked_films, split_films
 from cxrbatch.training.evaluate import evaluate
+from cxrbatch.training.plots import plot_evaluation
 from cxrbatch.training.report import print_report
 from cxrbatch.training.scores import score_films
 from cxrbatch.training.shortcuts import cam_outside, source_probe
@@ -129,6 +130,11 @@ def test_evaluate_reports_every_kind_of_label(
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert saved["sets"]["task"]["disease"]["confusion"] == found["disease"]["confusion"]
     with Image.open(tmp_path / "out" / "task.png") as sheet:
+        assert sheet.width > 1000
+    assert [sum(counts) for counts in found["gate"]["histogram"].values()] == [20, 4]  # chest, and not
+    others = {key: found[key] for key in ("films", "gate", "called")}
+    plot_evaluation("others", others, found["classes"], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "others.png") as sheet:
         assert sheet.width > 1000
     print_report(result, Console(width=160))
     printed = capsys.readouterr().out

@@ -84,7 +84,7 @@ def measure(scores: Scores, classes: Sequence[str], draws: int = 500) -> dict[st
         found["end_to_end"] = _end_to_end(scores.chosen(known), y[known], draws)
         found["sources"] = _sources(scores.chosen(known), y[known], classes)
     if scores.gate is not None:
-        found["gate"] = _gate(scores, draws)
+        found["gate"] = _gate(scores, scores.gate, draws)
     others = sorted({f.label for f, k in zip(scores.films, known, strict=True) if not k})
     found["called"] = {label: _called(scores, _labelled(scores.films, label), classes, draws) for label in others}
     return found
@@ -184,7 +184,7 @@ def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str]) -> li
     return rows
 
 
-def _gate(scores: Scores, draws: int) -> dict[str, Any]:
+def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[str, Any]:
     """Everything but NOT_CHEST is a chest film."""
     chest = np.array([f.label != _NOT_CHEST for f in scores.films])
     right = scores.passed == chest
@@ -197,6 +197,7 @@ def _gate(scores: Scores, draws: int) -> dict[str, Any]:
             "not_chest_rejected": _share(r[~c]),
         }
 
+    kinds = {"chest": chest, "not chest": ~chest}
     sources = sorted({(f.label, f.source) for f in scores.films})
     where = {s: np.array([(f.label, f.source) == s for f in scores.films]) for s in sources}
     return {
@@ -208,6 +209,7 @@ def _gate(scores: Scores, draws: int) -> dict[str, Any]:
             {"label": s[0], "source": s[1], "films": int(m.sum()), "right": float(right[m].mean())}
             for s, m in where.items()
         ],
+        "histogram": {name: np.histogram(probability[is_it], 20, (0, 1))[0].tolist() for name, is_it in kinds.items()},
     }
 
 

@@ -83,8 +83,9 @@ def plot_class_grid(films: Prepared, file: Path, columns: int = 8) -> None:
 
 
 def plot_evaluation(name: str, found: dict[str, Any], classes: Sequence[str], out: Path) -> None:
-    """One sheet: confusion, ROC, reliability, selective accuracy. Nothing where no film has a known class."""
+    """One sheet: confusion, ROC, reliability, selective accuracy; of films of no known class, what they were called."""
     if "disease" not in found:
+        _plot_others(name, found, classes, out)
         return
     disease = found["disease"]
     interval = disease["intervals"]["balanced_accuracy"]
@@ -100,6 +101,45 @@ def plot_evaluation(name: str, found: dict[str, Any], classes: Sequence[str], ou
     _reliability(grid[1, 0], disease)
     _coverage(grid[1, 1], disease, found["end_to_end"])
     _save(figure, out / f"{name}.png")
+
+
+def _plot_others(name: str, found: dict[str, Any], classes: Sequence[str], out: Path) -> None:
+    figure = _figure(10.5, 3.8, f"{name}: {found['films']} films of no class that the disease model knows")
+    left, right = figure.subplots(1, 2)
+    if "gate" in found:
+        _gate(left, found["gate"])
+    else:
+        left.set_axis_off()
+    _called(right, found["called"], [*classes, "NOT_CHEST"])
+    _save(figure, out / f"{name}.png")
+
+
+def _gate(axes: Axes, gate: dict[str, Any]) -> None:
+    edges = np.linspace(0, 1, 21)
+    for colour, (kind, counts) in zip(_COLOURS, gate["histogram"].items(), strict=False):
+        if sum(counts):
+            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.75, label=f"{kind} ({sum(counts)})")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    _dress(axes, "Gate", "probability of a chest film", "films")
+    axes.legend(frameon=False, fontsize=8, loc="upper center")
+
+
+def _called(axes: Axes, called: dict[str, Any], answers: Sequence[str]) -> None:
+    """A bar a label: which share got which answer, and what a person is shown of it."""
+    for row, found in enumerate(called.values()):
+        start = 0.0
+        for colour, answer in zip(_COLOURS, answers, strict=False):
+            share = found["called"][answer] / found["films"]
+            axes.barh(row, share, 0.6, left=start, color=colour, label=answer if row == 0 else None)
+            if share > 0.06:
+                axes.text(start + share / 2, row, found["called"][answer], ha="center", va="center", color="white")
+            start += share
+    _dress(axes, "Called", "share of the films")
+    labels = [f"{label}\n{100 * found['sent_to_review']:.0f} % to review" for label, found in called.items()]
+    axes.set_yticks(range(len(called)), labels)
+    axes.set_ylim(-0.6, len(called) - 0.4)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.08))
 
 
 def _confusion(axes: Axes, counts: Any, classes: Sequence[str]) -> None:
