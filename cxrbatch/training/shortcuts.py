@@ -92,7 +92,7 @@ def source_probe(features: NDArray[np.float32], films: Sequence[Film], seed: int
             "films": len(rows),
             "sources": len(counts),
             "balanced_accuracy": balanced(everything)["balanced"],
-            "interval": bootstrap(groups, balanced)["balanced"],
+            "interval": bootstrap(groups, balanced, of={"balanced": np.ones(len(truth), bool)})["balanced"],
             "chance": 1 / len(set(truth.tolist())),
         }
     return found
