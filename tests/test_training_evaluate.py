@@ -121,6 +121,7 @@ def test_evaluate_reports_every_kind_of_label(
     assert found["gate"]["chest_passed"] == 1.0 and found["gate"]["not_chest_rejected"] == 0.0
     assert np.sum(found["disease"]["confusion"]) == 16
     assert 0 <= found["end_to_end"]["sent_to_review"] <= 1
+    assert all(low <= r["recall"] <= high and low < high for r in found["sources"] for low, high in [r["interval"]])
     low, high = found["disease"]["intervals"]["accuracy"]
     assert low <= found["disease"]["accuracy"] <= high
     for part in (found["end_to_end"], found["called"]["OTHER"], found["gate"]):
@@ -195,7 +196,8 @@ def test_a_set_with_leaks_stands_a_second_time_without_them(bundle: Path, tmp_pa
 
 def test_cam_mass_outside_is_a_share(data: Path, bundle: Path) -> None:
     films = split_films(find_folders(data)[0].films, "test")[:4]
-    assert 0 < cam_outside(load_bundle(bundle).disease, films) < 1
+    share, (low, high) = cam_outside(load_bundle(bundle).disease, films)
+    assert 0 < low <= share <= high < 1
 
 
 def test_the_source_probe_finds_a_planted_source_and_no_other(tmp_path: Path) -> None:
@@ -203,7 +205,10 @@ def test_the_source_probe_finds_a_planted_source_and_no_other(tmp_path: Path) ->
     films = list(find_folders(make_folder(tmp_path, ("A", "B"), {"train": 60}, manifest=True))[0].films)
     blind = rng.normal(0, 1, (len(films), 8)).astype(np.float32)
     telling = blind + 3 * np.array([[f.source == "site1"] for f in films])
-    assert source_probe(telling.astype(np.float32), films)["A"]["balanced_accuracy"] > 0.9
+    found = source_probe(telling.astype(np.float32), films)["A"]
+    assert (
+        found["balanced_accuracy"] > 0.9 and found["interval"][0] <= found["balanced_accuracy"] <= found["interval"][1]
+    )
     assert source_probe(blind, films)["A"]["balanced_accuracy"] < 0.8
 
 

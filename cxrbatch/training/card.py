@@ -19,6 +19,7 @@ __all__ = ["Target", "card_text", "write_card"]
 #: (what, set, path to the figure, aim, whether higher is better)
 Target = tuple[str, str, tuple[str, ...], float, bool]
 
+_SEVERAL = 5  # films: a source of fewer says nothing by itself
 _SETS = {
     "external": "other hospitals, other cameras: the number that matters",
     "cascade": "held-out films of the hospitals it was trained on",
@@ -112,6 +113,9 @@ def _set(name: str, found: dict[str, Any]) -> str:
         ]
         parts.append(_table([("figure", "value"), *rows]))
         parts.append(_table([("class", "films", "precision", "recall", "F1"), *_classes(d)]))
+        if hospitals := [r for r in found["sources"] if r["films"] >= _SEVERAL]:
+            told = [(r["label"], r["source"], str(r["films"]), percent(r["recall"], r["interval"])) for r in hospitals]
+            parts.append(_table([("class", "source", "films", "recall"), *told]))
     gate = found.get("gate")
     if gate and name in ("gate", "cascade", "external"):
         i = gate["intervals"]

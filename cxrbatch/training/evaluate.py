@@ -82,7 +82,7 @@ def measure(scores: Scores, classes: Sequence[str], draws: int = 500) -> dict[st
     if known.any():
         found["disease"] = _disease(scores.chosen(known), y[known], classes, draws)
         found["end_to_end"] = _end_to_end(scores.chosen(known), y[known], draws)
-        found["sources"] = _sources(scores.chosen(known), y[known], classes)
+        found["sources"] = _sources(scores.chosen(known), y[known], classes, draws)
     if scores.gate is not None:
         found["gate"] = _gate(scores, scores.gate, draws)
     others = sorted({f.label for f, k in zip(scores.films, known, strict=True) if not k})
@@ -164,8 +164,9 @@ def _share(held: NDArray[np.bool_]) -> float:
     return float(held.mean()) if len(held) else float("nan")
 
 
-def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws: int) -> list[dict[str, Any]]:
     guess = scores.probabilities.argmax(1)
+    groups = np.array([f.group for f in scores.films])
     keys = [(classes[c], f.source) for c, f in zip(y, scores.films, strict=True)]
     rows = []
     for key in sorted(set(keys)):
@@ -177,6 +178,7 @@ def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str]) -> li
                 "source": key[1],
                 "films": int(mask.sum()),
                 "recall": float((guess == y)[mask].mean()),
+                "interval": metrics.share_interval(groups[mask], (guess == y)[mask], draws),
                 "called": {name: int(n) for name, n in zip(classes, said, strict=True) if n},
                 "sent_to_review": float(scores.review[mask].mean()),
             }

@@ -17,6 +17,7 @@ __all__ = [
     "confusion",
     "coverage_curve",
     "reliability",
+    "share_interval",
 ]
 
 Ints = NDArray[np.int64]
@@ -119,6 +120,12 @@ def bootstrap(
             bound = 0.025 ** (1 / patients)
             found[name] = [bound, 1.0] if found[name][0] else [0.0, 1 - bound]
     return found
+
+
+def share_interval(groups: Sequence[str], right: NDArray[np.bool_], draws: int = 500) -> list[float]:
+    """95 % interval of the share of `right` (n,), by group as `bootstrap` does it."""
+    everything = {"share": np.ones(len(right), bool)}
+    return bootstrap(groups, lambda rows: {"share": float(right[rows].mean())}, draws, of=everything)["share"]
 
 
 def _interval(values: Floats) -> list[Any]:

@@ -68,13 +68,14 @@ def _disease(console: Console, found: dict[str, Any]) -> None:
         f"errors to review {percent(e['errors_sent_to_review'], e['intervals']['errors_sent_to_review'])}, "
         f"accuracy of what is reported {percent(e['accuracy_of_reported'], e['intervals']['accuracy_of_reported'])}"
     )
-    table = Table("class", "source", "films", "recall", "to review", "called", box=None, pad_edge=False)
+    table = Table("class", "source", "films", "recall (95 %)", "to review", "called", box=None, pad_edge=False)
     shown = sorted(found["sources"], key=lambda r: -r["films"])[:_SOURCES]
     for r in sorted(shown, key=lambda r: (r["label"], r["source"])):
         said = ", ".join(f"{k} {n}" for k, n in r["called"].items())
         table.add_row(
-            r["label"], r["source"], str(r["films"]), percent(r["recall"]), percent(r["sent_to_review"]), said
-        )
+            r["label"], r["source"], str(r["films"]), percent(r["recall"], r["interval"]),
+            percent(r["sent_to_review"]), said,
+        )  # fmt: skip
     console.print(table)
     if len(found["sources"]) > _SOURCES:
         console.print(f"... and {len(found['sources']) - _SOURCES} smaller sources: see evaluation.json (-o)")

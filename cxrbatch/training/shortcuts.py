@@ -15,20 +15,21 @@ from cxrbatch.bundles import Stage
 from cxrbatch.normalize import fit_plane
 from cxrbatch.training.datasets import Film, read_film
 from cxrbatch.training.gradcam import grad_cam, load_network, network_input
+from cxrbatch.training.metrics import bootstrap
 
 __all__ = ["cam_outside", "source_probe"]
 
 _CENTRAL = 0.8  # share of a side that counts as the chest, in the middle
 
 
-def cam_outside(stage: Stage, films: Sequence[Film]) -> float:
-    """Mean share of Grad-CAM mass outside the central chest, for the class that is called.
+def cam_outside(stage: Stage, films: Sequence[Film]) -> tuple[float, list[float]]:
+    """Mean share of Grad-CAM mass outside the central chest, for the class that is called, and its 95 % interval.
 
     The central chest is the middle 80 % of each side of the film itself (not of its black padding); a map
     without preference has 36 % of its mass outside.
     """
     net = load_network(stage)
-    shares = []
+    shares, groups = [], []
     for film in films:
         picture = read_film(film.path)
         x = network_input(fit_plane(picture, stage.plane)[None], stage)
@@ -39,7 +40,9 @@ def cam_outside(stage: Stage, films: Sequence[Film]) -> float:
         inside = _central(picture.shape[0], picture.shape[1], stage)
         if cam.sum() > 0:
             shares.append(float(cam[~inside].sum() / cam.sum()))
-    return float(np.mean(shares))
+            groups.append(film.group)
+    each = np.array(shares)
+    return float(each.mean()), bootstrap(groups, lambda rows: {"mean": float(each[rows].mean())})["mean"]
 
 
 def _central(rows: int, columns: int, stage: Stage) -> NDArray[np.bool_]:
@@ -55,7 +58,7 @@ def source_probe(features: NDArray[np.float32], films: Sequence[Film], seed: int
     """How well a linear probe tells the source of a film from its features, within one class.
 
     Within a class disease can't help it, so whatever it finds is the look of a hospital. Only labels with
-    several sources count; half of the films train it and half test it. `chance` is the share of the commonest.
+    several sources count; half of the films train it and half test it. `chance` is one in the number of sources.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -78,10 +81,18 @@ def source_probe(features: NDArray[np.float32], films: Sequence[Film], seed: int
         )
         guess = probe.predict(x[order[half:]])
         truth = sources[order[half:]]
+
+        def balanced(drawn: NDArray[np.int64], truth: Any = truth, guess: Any = guess) -> dict[str, float]:
+            there = set(truth[drawn].tolist())
+            return {"balanced": float(np.mean([(guess[drawn] == s)[truth[drawn] == s].mean() for s in there]))}
+
+        everything = np.arange(len(truth))
+        groups = [films[i].group for i in rows[order[half:]]]
         found[label] = {
             "films": len(rows),
             "sources": len(counts),
-            "balanced_accuracy": float(np.mean([(guess[truth == s] == s).mean() for s in set(truth.tolist())])),
+            "balanced_accuracy": balanced(everything)["balanced"],
+            "interval": bootstrap(groups, balanced, of={"balanced": np.ones(len(truth), bool)})["balanced"],
             "chance": 1 / len(set(truth.tolist())),
         }
     return found
