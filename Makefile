@@ -52,7 +52,7 @@ fuzz: $(VENV_TEST)/bin/pytest ## 20,000 mutated and hostile files
 soak: $(VENV_TEST)/bin/pytest ## long and large runs
 	PYTHONPATH=$(CURDIR) CXRBATCH_SOAK_N=100000 $(VENV_TEST)/bin/pytest -m soak -s --timeout 28800
 
-flips: $(VENV_TEST)/bin/pytest ## what cheap decode changes, on ../shared (about ten minutes)
+flips: $(VENV_TEST)/bin/pytest ## what cheap decode changes, on ../shared (half an hour or more)
 	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python -m bench.flips
 
 clean: ## forget the virtual environments, the demo and the films of the bench

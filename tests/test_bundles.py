@@ -16,6 +16,7 @@ from cxrbatch.engines.verify import check_logits, check_planes, largest_differen
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.normalize import fit_plane
 from cxrbatch.samples.phantom import Chest, draw_chest
+from cxrbatch.training.bundle_writer import change_stage
 from making import make_bundle
 
 
@@ -74,6 +75,8 @@ def test_a_flipped_byte_of_the_manifest_is_refused_wherever_it_says_something(tm
     assert refusals > 100
     (tmp_path / "manifest.json").write_bytes(raw.replace(b'"temperature": 0.', b'"temperature": 1.'))
     refused(tmp_path, "not what was written")
+    with pytest.raises(Fatal, match="not what was written"):  # nor does training make it look right again
+        change_stage(tmp_path, "disease", {})
 
 
 def test_a_pickle_renamed_even_with_its_hash_put_right(folder: Path) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "Bundle",
     "Ood",
     "Stage",
+    "as_written",
     "find_bundle",
     "load_bundle",
     "manifest_digest",
@@ -134,7 +135,7 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
         manifest = json.loads(raw)
         if manifest["format"] > FORMAT:
             raise _refused(folder, f"its format {manifest['format']} is newer than this program; upgrade cxrbatch")
-        if ("sha256" in manifest or manifest["format"] >= _SEALED) and manifest["sha256"] != manifest_digest(manifest):
+        if not as_written(manifest):
             raise _refused(folder, f"its manifest.json is not what was written (its SHA-256 differs); {_UNSEAL}")
         stages = tuple(_stage(folder, part) for part in manifest["stages"])
         bundle = Bundle(
@@ -148,6 +149,12 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
     except (KeyError, TypeError, ValueError) as error:
         raise _refused(folder, f"its manifest.json is not usable ({type(error).__name__}: {error})") from None
     return bundle
+
+
+def as_written(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has the digest that it carries; before format 3 it may carry none. Raises KeyError."""
+    carries = "sha256" in manifest or manifest["format"] >= _SEALED
+    return not carries or bool(manifest["sha256"] == manifest_digest(manifest))
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:

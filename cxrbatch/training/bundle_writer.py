@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cxrbatch.bundles import FORMAT, Stage, manifest_digest
+from cxrbatch.bundles import FORMAT, Stage, as_written, manifest_digest
 from cxrbatch.engines.torch_engine import TorchEngine
 from cxrbatch.engines.verify import check_logits
 from cxrbatch.errors import Fatal
@@ -114,8 +114,11 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads(file.read_bytes())
-    except ValueError:
-        raise Fatal(f"{file} is not JSON; give another output folder.") from None
+        sound = as_written(manifest)
+    except (ValueError, KeyError, TypeError):
+        raise Fatal(f"{file} is not a manifest; give another output folder.") from None
+    if not sound:  # a new digest over a flipped digit would make it look right
+        raise Fatal(f"{file} is not what was written (its SHA-256 differs); give another output folder.")
     return manifest
 
 
