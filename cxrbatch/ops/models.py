@@ -36,7 +36,8 @@ def show_model(name: str) -> None:
     table.add_row("manifest sha256", bundle.manifest_sha256)
     for stage in bundle.stages:
         plane = stage.plane
-        table.add_row(stage.role, f"{stage.architecture}, {plane.size} px, {plane.fit}, classes {stage.classes}")
+        classes = ", ".join(stage.classes)
+        table.add_row(stage.role, f"{stage.architecture}, {plane.size} px, {plane.fit}: {classes}")
         table.add_row("", f"temperature {stage.temperature:.4g}, threshold {stage.threshold:.4g}")
         table.add_row("", f"chosen on {stage.manifest.get('chosen_on', 'nothing')}")
         table.add_row("", f"weights {stage.weights.name} sha256 {stage.sha256}")
