@@ -27,11 +27,12 @@ lint: ## ruff, mypy, import-linter
 
 demo: ## install, then scan two dozen synthetic files to demo/out.csv
 	test -x $(VENV_DEMO)/bin/cxrbatch || ($(PYTHON) -m venv $(VENV_DEMO) && \
-	  $(VENV_DEMO)/bin/pip install --quiet --disable-pip-version-check .)
+	  $(VENV_DEMO)/bin/pip install --quiet --disable-pip-version-check '.[review]')
 	$(VENV_DEMO)/bin/cxrbatch samples demo/incoming
 	@# Exit 3 is what we want here: the samples hold broken files, and each of them becomes a row.
 	$(VENV_DEMO)/bin/cxrbatch --db sqlite:///demo/cxrbatch.db scan demo/incoming --csv demo/out.csv; test $$? -eq 3
-	@echo "The rows are in demo/out.csv; what the columns mean is in docs/reference/columns.md"
+	@echo "The rows are in demo/out.csv; docs/reference/columns.md says what the columns mean."
+	@echo "To review them in a browser: $(VENV_DEMO)/bin/cxrbatch --db sqlite:///demo/cxrbatch.db review"
 
 bench: BIN ?= .venv-bench/bin
 bench: ## how fast is a scan, beside the scripts that people write? BENCH="--quick" takes a minute or two
@@ -39,8 +40,9 @@ bench: ## how fast is a scan, beside the scripts that people write? BENCH="--qui
 	  .venv-bench/bin/pip install --quiet --disable-pip-version-check '.[bench]')
 	PYTHONPATH=$(CURDIR) $(BIN)/python -m bench $(BENCH)
 
-scale: $(VENV_TEST)/bin/pytest ## a million known files: second scan, queries, exports (some ten minutes, 3 GB in /tmp; SCALE="--files 100000" is less)
+scale: $(VENV_TEST)/bin/pytest ## a million known files: second scan, queries, exports, pages of the review (some ten minutes, 3 GB in /tmp; SCALE="--files 100000" is less)
 	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python bench/scale.py $(SCALE)
+	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python -m bench.reviewing $(SCALE)
 
 # PYTHONPATH: the code as it is here, not as it was when the environment was made. -s: each run says what it counted.
 crash: $(VENV_TEST)/bin/pytest ## every kill -9 and every fault, the whole (hours)
@@ -55,5 +57,5 @@ soak: $(VENV_TEST)/bin/pytest ## long and large runs
 flips: $(VENV_TEST)/bin/pytest ## what cheap decode changes, on ../shared (half an hour or more)
 	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python -m bench.flips
 
-clean: ## forget the virtual environments, the demo and the films of the bench
+clean: ## forget the virtual environments, the demo and the images of the bench
 	rm -rf $(VENV_TEST) $(VENV_DEMO) .venv-bench demo bench/inputs bench/results

@@ -25,12 +25,14 @@ _QUICK_KINDS = "jpeg2000,raw,j2k"
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Our scan beside the scripts that people write.")
-    parser.add_argument("--quick", action="store_true", help=f"few films of {_QUICK_KINDS}, one round: a minute or two")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"few images of {_QUICK_KINDS}, one round: a minute or two"
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--files", type=int, help="films a kind for the scan (the loops get the first fifth)")
+    parser.add_argument("--files", type=int, help="images a kind for the scan (the loops get the first fifth)")
     parser.add_argument("--kinds", default="", help=f"of {','.join(kind.name for kind in KINDS)}; all by default")
-    parser.add_argument("--long", type=int, default=2_000, help="films of the long run")
-    parser.add_argument("--inputs", type=Path, default=_HERE / "inputs", help="where the films are kept between runs")
+    parser.add_argument("--long", type=int, default=2_000, help="images of the long run")
+    parser.add_argument("--inputs", type=Path, default=_HERE / "inputs", help="where the images are kept between runs")
     parser.add_argument("--libraries", default="", help="a folder of decoders for the loops alone")
     parser.add_argument("--report", type=Path, help="only report on this JSON of an earlier run")
     parser.add_argument("--docs", action="store_true", help="write docs/performance.md and its plot")
@@ -50,12 +52,12 @@ def main() -> None:
     print_report(console, found)
     if given.docs:
         write_docs(_DOCS / "performance.md", found)
-    picture = _DOCS / "images" / "bench.png" if given.docs else _HERE / "results" / "bench.png"
+    image = _DOCS / "images" / "bench.png" if given.docs else _HERE / "results" / "bench.png"
     try:
         from bench.plot import draw
 
-        draw(found, picture)
-        console.print(f"plot: {picture}", style="dim")
+        draw(found, image)
+        console.print(f"plot: {image}", style="dim")
     except ImportError:
         console.print("no plot: it needs matplotlib (pip install '.[bench]')", style="dim")
 
@@ -94,10 +96,10 @@ def _round(kind: Kind, folder: Path, libraries: str) -> dict[str, Any]:
 
 def _single_runs(given: argparse.Namespace, found: dict[str, Any], console: Console) -> None:
     long_kind = next(kind for kind in KINDS if kind.name == _LONG_KIND)
-    console.print(f"a long run, {given.long} films", style="dim")
-    films = make_kind(long_kind, given.inputs.absolute(), given.long)
-    assert films is not None
-    found["long"] = {"scan": _without_labels(run_scan(films, given.long)), "floor": run_floor(films, given.long)}
+    console.print(f"a long run, {given.long} images", style="dim")
+    images = make_kind(long_kind, given.inputs.absolute(), given.long)
+    assert images is not None
+    found["long"] = {"scan": _without_labels(run_scan(images, given.long)), "floor": run_floor(images, given.long)}
     if _KILLED_KIND in found["kinds"]:
         console.print("kill -9 at half-way", style="dim")
         kind = _sized(next(kind for kind in KINDS if kind.name == _KILLED_KIND), given)
@@ -105,7 +107,7 @@ def _single_runs(given: argparse.Namespace, found: dict[str, Any], console: Cons
     console.print("a second scan; a watch", style="dim")
     found["again"] = second_scan(100_000)
     with tempfile.TemporaryDirectory(prefix="cxrbench") as place:
-        found["watch"] = watch_latency(films, 200, Path(place))
+        found["watch"] = watch_latency(images, 200, Path(place))
 
 
 def _sized(kind: Kind, given: argparse.Namespace) -> Kind:

@@ -15,7 +15,7 @@ loop_names = ("batch1", "loader", "process")
 
 @dataclass(frozen=True)
 class Figure:
-    """One subject on one kind of film. Neither rates nor CPU hold the start."""
+    """One subject on one kind of image. Neither rates nor CPU hold the start."""
 
     subject: str
     rate: float  # files/s
@@ -23,11 +23,11 @@ class Figure:
     cpu_ms: float  # an image
     cpu_ratio: float | None  # this one's CPU an image over the scan's
     rss_mib: float | None
-    agree: float | None  # share of films with the scan's label
+    agree: float | None  # share of images with the scan's label
 
 
 def figures_of(rounds: list[dict[str, Measured]], start: list[Measured]) -> list[Figure]:
-    """The figures of one kind. `start` holds the scan of one film, a round each."""
+    """The figures of one kind. `start` holds the scan of one image, a round each."""
     pairs = list(zip(rounds, start, strict=True))
     scan_rates = [_scan_rate(one["scan"]) for one in rounds]
     scan_cpu = [_scan_cpu_ms(one["scan"], begun) for one, begun in pairs]
@@ -55,14 +55,14 @@ def figures_of(rounds: list[dict[str, Measured]], start: list[Measured]) -> list
 
 
 def labels_agree(labels: dict[str, str], ours: dict[str, str]) -> float:
-    """The share of films in `labels` that have the same label in `ours`."""
+    """The share of images in `labels` that have the same label in `ours`."""
     return sum(ours.get(path) == label for path, label in labels.items()) / max(1, len(labels))
 
 
 def _scan_rate(scan: Measured) -> float:
     """From the first quarter of the rows to the end of the process."""
     begun_s, begun_rows = scan["going"] or (0.0, 0)
-    if begun_rows > scan["files"] / 2:  # too few films to tell the start from the rest
+    if begun_rows > scan["files"] / 2:  # too few images to tell the start from the rest
         begun_s, begun_rows = 0.0, 0
     return float((scan["files"] - begun_rows) / (scan["wall_s"] - begun_s))
 

@@ -1,10 +1,10 @@
-"""What cheap decode changes: every film read both ways, through the product's own decoder and cascade.
+"""What cheap decode changes: every image read both ways, through the product's own decoder and cascade.
 
-    python -m bench.flips [--shared ../shared] [--cascade default] [--films 200] [--workers 1]
+    python -m bench.flips [--shared ../shared] [--cascade default] [--images 200] [--workers 1]
 
-Three kinds of input: the DICOM files of SHARED/dicom, the pictures of SHARED/data, and test films of SHARED/data
-enlarged (Lanczos, with a little grain) to the sizes of clinical films and written in memory in several formats,
-because the pictures themselves are too small to be shrunk. Only what comes out differently is scored. A row is
+Three kinds of input: the DICOM files of SHARED/dicom, the images of SHARED/data, and test images of SHARED/data
+enlarged (Lanczos, with a little grain) to the sizes of clinical images and written in memory in several formats,
+because the images themselves are too small to be shrunk. Only what comes out differently is scored. A row is
 printed once its kind is done, every flip at the end; Ctrl-C or a kill prints what there is so far.
 """
 
@@ -28,18 +28,18 @@ import numpy as np
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, HTJ2KLossless, JPEG2000Lossless, JPEGBaseline8Bit
 
-from cxrbatch.bundles import Bundle, load_bundle
-from cxrbatch.cascade import Cascade
-from cxrbatch.decode import Identifiers, Limits, decode_bytes
-from cxrbatch.engines import open_engine
 from cxrbatch.errors import Rejected
-from cxrbatch.nouns import DecodedImage, PlaneSpec, Verdict
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
+from cxrbatch.inference.bundle import Bundle, load_bundle
+from cxrbatch.inference.cascade import Cascade
+from cxrbatch.inference.engines import open_engine
 from cxrbatch.samples.dicom import as_dicom, write_dicom
+from cxrbatch.types import DecodedImage, ModelInputSpec, Prediction
 
 _WINDOW: dict[str, Any] = {"WindowCenter": "2048", "WindowWidth": "3700"}
 _GRAIN = 0.004  # standard deviation, of the full range
 
-#: A film -> (format, bytes) of all that it is made into.
+#: An image -> (format, bytes) of all that it is made into.
 Make = Callable[[Path], Iterable[tuple[str, bytes]]]
 
 
@@ -49,20 +49,20 @@ class Looked:
 
     kind: str
     name: str
-    grey: int = 0  # levels by which the planes differ at most
+    grey: int = 0  # levels by which the model inputs differ at most
     both: tuple[DecodedImage, DecodedImage] | None = None  # exact, cheap: where anything differs
     refused: tuple[str, str] | None = None  # exact, cheap: where either was
 
 
-def enlarged(film: Path, rows: int, columns: int, bits: int) -> Any:
-    """A film at another size, its aspect kept on black, 8 bits of grey spread over `bits`."""
-    with Image.open(film) as image:
+def enlarged(path: Path, rows: int, columns: int, bits: int) -> Any:
+    """An image at another size, its aspect kept on black, 8 bits of grey spread over `bits`."""
+    with Image.open(path) as image:
         grey = image.convert("L").convert("F")
     scale = min(rows / grey.height, columns / grey.width)
     grey = grey.resize((round(grey.width * scale), round(grey.height * scale)), Image.Resampling.LANCZOS)
     sheet = np.zeros((rows, columns), np.float32)
     sheet[: grey.height, : grey.width] = np.asarray(grey) / 255
-    seed = int.from_bytes(film.name.encode()[-8:], "little")
+    seed = int.from_bytes(path.name.encode()[-8:], "little")
     sheet = 0.03 + 0.92 * sheet + np.random.default_rng(seed).normal(0, _GRAIN, sheet.shape).astype(np.float32)
     top = 2**bits - 1
     return np.clip(np.rint(sheet * top), 0, top).astype(np.uint8 if bits == 8 else np.uint16)
@@ -74,13 +74,13 @@ def as_file(grey: Any, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def in_formats(film: Path) -> Iterator[tuple[str, bytes]]:
-    """One film in every format that is shrunk in a way of its own."""
-    square = enlarged(film, 2000, 2000, 8)
+def in_formats(image: Path) -> Iterator[tuple[str, bytes]]:
+    """One image in every format that is shrunk in a way of its own."""
+    square = enlarged(image, 2000, 2000, 8)
     yield "JPEG 2000 px", as_file(square, "JPEG", quality=90)
     yield "JPEG 2000 px, colour", as_file(np.stack([square] * 3, -1), "JPEG", quality=90)
-    yield "PNG 1024 px", as_file(enlarged(film, 1024, 1024, 8), "PNG", compress_level=1)
-    deep = enlarged(film, 2500, 2048, 12)
+    yield "PNG 1024 px", as_file(enlarged(image, 1024, 1024, 8), "PNG", compress_level=1)
+    deep = enlarged(image, 2500, 2048, 12)
     yield "DICOM raw 2048 x 2500, window", write_dicom(as_dicom(deep, ExplicitVRLittleEndian, bits=12, **_WINDOW))
     yield "DICOM raw 2048 x 2500, percentiles", write_dicom(as_dicom(deep, ExplicitVRLittleEndian, bits=12))
     yield "DICOM J2K 2048 x 2500, window", write_dicom(as_dicom(deep, JPEG2000Lossless, bits=12, **_WINDOW))
@@ -92,8 +92,8 @@ def as_it_is(group: str, path: Path) -> Iterator[tuple[str, bytes]]:
     yield group, path.read_bytes()
 
 
-def read_both(make: Make, specs: tuple[PlaneSpec, ...], path: Path) -> list[Looked]:
-    """All that one film is made into, read exactly and cheaply; the pictures only where they differ."""
+def read_both(make: Make, specs: tuple[ModelInputSpec, ...], path: Path) -> list[Looked]:
+    """All that one image is made into, read exactly and cheaply; the images only where they differ."""
 
     def read(data: bytes, exact: bool) -> DecodedImage | Rejected:
         try:
@@ -104,30 +104,33 @@ def read_both(make: Make, specs: tuple[PlaneSpec, ...], path: Path) -> list[Look
     def look(kind: str, data: bytes) -> Looked:
         exact, cheap = read(data, True), read(data, False)
         if isinstance(exact, Rejected) or isinstance(cheap, Rejected):
-            said = [str(one) if isinstance(one, Rejected) else "a picture" for one in (exact, cheap)]
+            said = [str(one) if isinstance(one, Rejected) else "an image" for one in (exact, cheap)]
             return Looked(kind, path.name, refused=(said[0], said[1]))
-        grey = max(int(np.abs(plane.astype(int) - cheap.planes[s]).max()) for s, plane in exact.planes.items())
+        grey = max(
+            int(np.abs(model_input.astype(int) - cheap.model_inputs[s]).max())
+            for s, model_input in exact.model_inputs.items()
+        )
         differs = grey or exact.facts.quality_flags != cheap.facts.quality_flags
         return Looked(kind, path.name, grey, (exact, cheap) if differs else None)
 
     return [look(kind, data) for kind, data in make(path)]
 
 
-def chances(verdict: Verdict) -> dict[str, float]:
-    gate = {} if verdict.gate_probability is None else {"gate": verdict.gate_probability}
-    return gate | verdict.probabilities
+def chances(prediction: Prediction) -> dict[str, float]:
+    gate = {} if prediction.gate_probability is None else {"gate": prediction.gate_probability}
+    return gate | prediction.probabilities
 
 
-def nearness(verdict: Verdict, bundle: Bundle) -> str:
-    """How near an exact verdict was to another one."""
+def nearness(prediction: Prediction, bundle: Bundle) -> str:
+    """How near an exact prediction was to another one."""
     parts = []
-    if verdict.gate_probability is not None and bundle.gate is not None:
-        parts.append(f"gate {verdict.gate_probability:.3f} (threshold {bundle.gate.threshold:.3f})")
-    ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])[:2]
+    if prediction.gate_probability is not None and bundle.gate is not None:
+        parts.append(f"gate {prediction.gate_probability:.3f} (threshold {bundle.gate.threshold:.3f})")
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:2]
     parts += [f"{label} {p:.3f}" for label, p in ranked]
     parts.append(f"review below {bundle.disease.threshold:.3f}")
-    if verdict.ood_score is not None:
-        parts.append(f"ood {verdict.ood_score:.3f} (limit 1)")
+    if prediction.ood_score is not None:
+        parts.append(f"ood {prediction.ood_score:.3f} (limit 1)")
     return ", ".join(parts)
 
 
@@ -164,12 +167,12 @@ class Found:
 
     def print_end(self) -> None:
         differ, flipped = (sum(row.count[what] for row in self.rows.values()) for what in ("shrunk", "label"))
-        print(f"\n{flipped} label flip(s) in {differ} pictures that differ at all.")
+        print(f"\n{flipped} label flip(s) in {differ} images that differ at all.")
         print("\n".join(self.flips), flush=True)
 
 
 def enter(looked: list[Looked], cascade: Cascade, found: Found) -> None:
-    """Score both ways what differs, and enter all of it; equal planes are equal verdicts."""
+    """Score both ways what differs, and enter all of it; equal model inputs are equal predictions."""
     for one in looked:
         row = found.rows[one.kind]
         row.count["files"] += 1
@@ -185,7 +188,7 @@ def enter(looked: list[Looked], cascade: Cascade, found: Found) -> None:
         return
     both = [cascade.score([pair[1] for pair in different]), cascade.score([pair[2] for pair in different])]
     for (one, _, _), exact_said, cheap_said in zip(different, *both, strict=True):
-        assert isinstance(exact_said, Verdict) and isinstance(cheap_said, Verdict), (exact_said, cheap_said)
+        assert isinstance(exact_said, Prediction) and isinstance(cheap_said, Prediction), (exact_said, cheap_said)
         row = found.rows[one.kind]
         a, b = chances(exact_said), chances(cheap_said)
         row.deltas.append(max(abs(a[key] - b[key]) for key in a.keys() & b.keys()))
@@ -197,18 +200,18 @@ def enter(looked: list[Looked], cascade: Cascade, found: Found) -> None:
                 found.flips.append(f"- {one.kind}, {one.name}: {what} {old} -> {new}; exact: {near}")
 
 
-def inputs(shared: Path, films: int, only: str | None) -> Iterator[tuple[Make, list[Path]]]:
+def inputs(shared: Path, images: int, only: str | None) -> Iterator[tuple[Make, list[Path]]]:
     """What is read, and how each file is made into others: one kind after the other."""
     data = shared / "data"
     if only in (None, "dicom"):
         yield partial(as_it_is, "../shared/dicom"), sorted(p for p in (shared / "dicom").rglob("*") if p.is_file())
     if only in (None, "data"):
         for task in sorted(p for p in data.iterdir() if p.is_dir()):
-            pictures = sorted(p for p in task.glob("*/*/*") if p.is_file())
-            yield partial(as_it_is, f"../shared/data/{task.name}"), pictures
+            arrays = sorted(p for p in task.glob("*/*/*") if p.is_file())
+            yield partial(as_it_is, f"../shared/data/{task.name}"), arrays
     if only in (None, "enlarged"):
         tests = sorted(path for task in ("cascade", "external") for path in data.glob(f"{task}/test/*/*"))
-        chosen = tests[:: max(1, len(tests) // films)][:films]
+        chosen = tests[:: max(1, len(tests) // images)][:images]
         random.Random(0).shuffle(chosen)  # so that a part of them, when time is short, is a sample too
         yield in_formats, chosen
 
@@ -222,7 +225,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     arguments.add_argument("--shared", type=Path, default=Path("../shared"))
     arguments.add_argument("--cascade", default="default")
-    arguments.add_argument("--films", type=int, default=200, help="test films to enlarge")
+    arguments.add_argument("--images", type=int, default=200, help="test images to enlarge")
     arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one a core")
     arguments.add_argument("--only", choices=["data", "dicom", "enlarged"], help="one kind of input")
     given = arguments.parse_args()
@@ -232,14 +235,14 @@ def main() -> None:
     cascade = Cascade(bundle, open_engine("auto", "cpu", bundle))
     found = Found()
     print(f"{bundle.name} {bundle.version} {bundle.manifest_sha256[:12]}, {cascade.engine.name}\n")
-    print("| input | files | planes differ | label flips | decision flips | max Δp | p99 Δp | max grey levels |")
+    print("| input | files | model inputs differ | label flips | decision flips | max Δp | p99 Δp | max grey levels |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     spawn = multiprocessing.get_context("spawn")
     try:
         with spawn.Pool(given.workers, _leave_ctrl_c_to_the_parent) as pool:
-            for make, paths in inputs(given.shared, given.films, given.only):
+            for make, paths in inputs(given.shared, given.images, given.only):
                 chunks = 1 if make is in_formats else 16
-                read = pool.imap(partial(read_both, make, bundle.plane_specs), paths, chunksize=chunks)
+                read = pool.imap(partial(read_both, make, bundle.input_specs), paths, chunksize=chunks)
                 for done, looked in enumerate(read, 1):
                     enter(looked, cascade, found)
                     if done % 20 == 0 and sys.stderr.isatty():

@@ -17,28 +17,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.inputs import film_paths
+from bench.inputs import image_paths
 
 _BATCHES = (1, 4, 8, 16, 32)
 
 
 def _share(number: int, of: int, folder: str, files: int, barrier: Any, answers: Any) -> None:
-    from cxrbatch.bundles import load_bundle
-    from cxrbatch.cascade import Cascade
-    from cxrbatch.decode import decode_file
-    from cxrbatch.dicom.identifiers import Identifiers
-    from cxrbatch.engines.openvino_engine import OpenVinoEngine
-    from cxrbatch.formats.limits import Limits
-    from cxrbatch.nouns import DecodedImage, FoundFile, Outcome
-    from cxrbatch.ops.scan import identity_of
+    from cxrbatch.deidentify import Identifiers
+    from cxrbatch.imaging.decode import decode_file
+    from cxrbatch.imaging.limits import Limits
+    from cxrbatch.inference.bundle import load_bundle
+    from cxrbatch.inference.cascade import Cascade
+    from cxrbatch.inference.engines.openvino_engine import OpenVinoEngine
+    from cxrbatch.ops.setup import identity_of
     from cxrbatch.store import Store
+    from cxrbatch.types import DecodedImage, FoundFile, Outcome
 
     bundle = load_bundle("default")
     cascade = Cascade(bundle, OpenVinoEngine(threads=1))
-    mine = [(path, os.stat(path)) for path in list(film_paths(Path(folder), files))[number::of]]
+    mine = [(path, os.stat(path)) for path in list(image_paths(Path(folder), files))[number::of]]
     found = [FoundFile(path, info.st_size, info.st_mtime_ns, info.st_ino) for path, info in mine]
     limits, identifiers = Limits(), Identifiers(mode="drop")
-    specs = bundle.plane_specs
+    specs = bundle.input_specs
     costs: dict[str, tuple[float, float]] = {}
 
     def timed(stage: str, work: Callable[[], Any]) -> Any:
@@ -61,10 +61,10 @@ def _share(number: int, of: int, folder: str, files: int, barrier: Any, answers:
             cascade.score(some[i : i + batch])
         speeds[(time.process_time() - cpu) / len(some)] = batch
     best = speeds[min(speeds)]
-    verdicts = timed(
+    predictions = timed(
         "networks", lambda: [v for i in range(0, len(images), best) for v in cascade.score(images[i : i + best])]
     )
-    outcomes = [Outcome(f, image, verdict) for f, image, verdict in zip(found, images, verdicts, strict=True)]
+    outcomes = [Outcome(f, image, prediction) for f, image, prediction in zip(found, images, predictions, strict=True)]
     with tempfile.TemporaryDirectory() as place, Store.open(f"sqlite:///{place}/floor.db") as store:
         run = store.begin_run("{}", identity_of(bundle, exact=False), device="cpu", engine="", host="", version="")
 
@@ -84,10 +84,10 @@ def main() -> None:
     shares = [spawn.Process(target=_share, args=(i, cores, folder, files, barrier, answers)) for i in range(cores)]
     for process in shares:
         process.start()
-    told: list[Any] = []
-    while len(told) < cores:
+    reports: list[Any] = []
+    while len(reports) < cores:
         try:
-            told.append(answers.get(timeout=1))
+            reports.append(answers.get(timeout=1))
         except queue.Empty:
             if any(process.exitcode for process in shares):  # the other one waits for it for ever
                 for process in shares:
@@ -95,14 +95,14 @@ def main() -> None:
                 sys.exit("a share of the work failed, see above")
     for process in shares:
         process.join()
-    stages = told[0][1].keys()
+    stages = reports[0][1].keys()
     print(
         json.dumps(
             {
                 "files": files,
-                "batch": told[0][0],
-                "wall_s": {stage: max(costs[stage][0] for _, costs in told) for stage in stages},
-                "cpu_s": {stage: sum(costs[stage][1] for _, costs in told) for stage in stages},
+                "batch": reports[0][0],
+                "wall_s": {stage: max(costs[stage][0] for _, costs in reports) for stage in stages},
+                "cpu_s": {stage: sum(costs[stage][1] for _, costs in reports) for stage in stages},
             }
         )
     )

@@ -1,6 +1,6 @@
-"""The films that everybody in the bench reads: phantoms in six kinds, and real ones where ../shared has them.
+"""The images that everybody in the bench reads: phantoms in six kinds, and real ones where ../shared has them.
 
-A kind has a few distinct pictures. Each file carries a number in its header, so that no two files have the same
+A kind has a few distinct images. Each file carries a number in its header, so that no two files have the same
 bytes (the same content would be scored once), while decoding costs what it costs.
 """
 
@@ -26,7 +26,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLossl
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
 
-__all__ = ["KINDS", "Kind", "film_paths", "make_kind"]
+__all__ = ["KINDS", "Kind", "image_paths", "make_kind"]
 
 _PICTURES = 3  # distinct ones a kind
 _SHARED = Path("../shared/data")
@@ -50,12 +50,12 @@ KINDS = (
     Kind("raw", "DICOM raw, 2048 x 2500, 16 bit", ".dcm", 80, 12),
     Kind("jpegll", "DICOM JPEG lossless, the same", ".dcm", 80, 8),
     Kind("j2k", "DICOM JPEG 2000 lossless, the same", ".dcm", 60, 6),
-    Kind("real", "films of ../shared/data", "", 240, 30),
+    Kind("real", "images of ../shared/data", "", 240, 30),
 )
 
 
 def make_kind(kind: Kind, folder: Path, files: int) -> Path | None:
-    """A folder with at least `files` films of that kind, made where they are missing; None where there are none."""
+    """A folder with at least `files` images of that kind, made where they are missing; None where there are none."""
     place = folder / kind.name
     place.mkdir(parents=True, exist_ok=True)
     there = len(os.listdir(place))
@@ -63,10 +63,10 @@ def make_kind(kind: Kind, folder: Path, files: int) -> Path | None:
         return _real(place, files, there)
     if there < files:
         number = _NUMBERED[kind.suffix]
-        pictures = _encoded(kind)
+        images = _encoded(kind)
         for i in range(there, files):
             path = place / f"{i:05}{kind.suffix}"
-            path.write_bytes(number(pictures[i % _PICTURES], i))
+            path.write_bytes(number(images[i % _PICTURES], i))
             os.utime(path, (1.6e9, 1.6e9))  # long since whole
     return place
 
@@ -77,9 +77,9 @@ def _real(place: Path, files: int, there: int) -> Path | None:
     if there < files:
         with (_SHARED / "manifest.csv").open(newline="") as manifest:
             paths = [row["path"] for row in csv.DictReader(manifest)]
-        films = sorted(p for p in paths if p.startswith("cascade/test/"))
+        images = sorted(p for p in paths if p.startswith("cascade/test/"))
         for i in range(there, files):
-            source = _SHARED / films[i * len(films) // files]
+            source = _SHARED / images[i * len(images) // files]
             shutil.copyfile(source, place / f"{i:05}{source.suffix}")
             os.utime(place / f"{i:05}{source.suffix}", (1.6e9, 1.6e9))
     return place
@@ -97,17 +97,17 @@ def _drawn(seed: int, rows: int, columns: int) -> NDArray[np.float64]:
 
 
 def _as(format_: str, **options: Any) -> Callable[[NDArray[np.float64]], bytes]:
-    def encode(film: NDArray[np.float64]) -> bytes:
+    def encode(image: NDArray[np.float64]) -> bytes:
         buffer = io.BytesIO()
-        Image.fromarray(np.asarray(np.rint(film * 255), np.uint8)).save(buffer, format_, **options)
+        Image.fromarray(np.asarray(np.rint(image * 255), np.uint8)).save(buffer, format_, **options)
         return buffer.getvalue()
 
     return encode
 
 
 def _dicom(syntax: UID) -> Callable[[NDArray[np.float64]], bytes]:
-    def encode(film: NDArray[np.float64]) -> bytes:
-        stored = np.asarray(np.rint(film * 12_000) + 1_500, np.uint16)
+    def encode(image: NDArray[np.float64]) -> bytes:
+        stored = np.asarray(np.rint(image * 12_000) + 1_500, np.uint16)
         return write_dicom(as_dicom(stored, syntax, bits=14, WindowCenter="7000", WindowWidth="11000"))
 
     return encode
@@ -124,12 +124,12 @@ _ENCODERS: dict[str, Callable[[NDArray[np.float64]], bytes]] = {
 
 
 def _numbered_jpeg(jpeg: bytes, number: int) -> bytes:
-    comment = f"film {number:06}".encode()
+    comment = f"image {number:06}".encode()
     return jpeg[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + jpeg[2:]
 
 
 def _numbered_png(png: bytes, number: int) -> bytes:
-    chunk = b"tEXt" + f"Comment\0film {number:06}".encode()
+    chunk = b"tEXt" + f"Comment\0image {number:06}".encode()
     at = 8 + 25  # signature and IHDR
     framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return png[:at] + framed + png[at:]
@@ -142,6 +142,6 @@ def _numbered_dicom(dicom: bytes, number: int) -> bytes:
 _NUMBERED = {".jpg": _numbered_jpeg, ".png": _numbered_png, ".dcm": _numbered_dicom}
 
 
-def film_paths(folder: Path, files: int) -> Iterator[str]:
-    """The first `files` films of a folder, in order."""
+def image_paths(folder: Path, files: int) -> Iterator[str]:
+    """The first `files` images of a folder, in order."""
     yield from (str(folder / name) for name in sorted(os.listdir(folder))[:files])

@@ -1,6 +1,6 @@
 """What people write today, with this project's weights in plain PyTorch: `python -m bench.loops LOOP FOLDER N OUT.csv`.
 
-All three hold every row until the end, and read a film with the libraries that are usual for it: Pillow for JPEG
+All three hold every row until the end, and read an image with the libraries that are usual for it: Pillow for JPEG
 and PNG, pydicom with whatever plug-ins are installed for DICOM. Prints one line of JSON about itself.
 """
 
@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from bench.inputs import film_paths
-from cxrbatch.bundles import Stage, load_bundle
-from cxrbatch.engines.networks import build_network, load_state
+from bench.inputs import image_paths
+from cxrbatch.inference.bundle import ModelSpec, load_bundle
+from cxrbatch.inference.engines.networks import build_network, load_state
 
 BUNDLE = load_bundle("default")
-Row = tuple[str, str, float]  # path, label, probability of being a chest film
+Row = tuple[str, str, float]  # path, label, probability of being a chest image
 
 
-def read_film(path: str) -> NDArray[Any]:
-    """The whole film, grey, 0..255: the way of pydicom's documentation, modality and VOI over all pixels."""
+def read_image(path: str) -> NDArray[Any]:
+    """The whole image, grey, 0..255: the way of pydicom's documentation, modality and VOI over all pixels."""
     if not path.endswith(".dcm"):
         return np.asarray(Image.open(path).convert("L"))
     dataset = pydicom.dcmread(path)
@@ -51,24 +51,24 @@ def read_film(path: str) -> NDArray[Any]:
     return grey
 
 
-def padded(film: NDArray[Any], stage: Stage) -> Tensor:
+def padded(image: NDArray[Any], stage: ModelSpec) -> Tensor:
     """Resized to the stage's square with black borders, normalised: (1, size, size) float32."""
-    size = stage.plane.size
-    square = ImageOps.pad(Image.fromarray(film), (size, size), Image.Resampling.BILINEAR)
-    plane = torch.from_numpy(np.asarray(square, np.float32) / 255)
-    return (plane[None] - stage.mean[0]) / stage.std[0]
+    size = stage.model_input.size
+    square = ImageOps.pad(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR)
+    model_input = torch.from_numpy(np.asarray(square, np.float32) / 255)
+    return (model_input[None] - stage.mean[0]) / stage.std[0]
 
 
-def cropped(film: NDArray[Any], stage: Stage) -> Tensor:
-    """The shape of torchxrayvision's scripts: whole film to [-1024, 1024], centre square, resized as float."""
-    scaled = (2 * film.astype(np.float32) / 255 - 1) * 1024
+def cropped(image: NDArray[Any], stage: ModelSpec) -> Tensor:
+    """The shape of torchxrayvision's scripts: whole image to [-1024, 1024], centre square, resized as float."""
+    scaled = (2 * image.astype(np.float32) / 255 - 1) * 1024
     rows, columns = scaled.shape
     side = min(rows, columns)
     top, left = (rows - side) // 2, (columns - side) // 2
     square = torch.from_numpy(np.ascontiguousarray(scaled[top : top + side, left : left + side]))[None, None]
-    size = stage.plane.size
-    plane = interpolate(square, (size, size), mode="bilinear", antialias=True)[0]
-    return ((plane / 1024 + 1) / 2 - stage.mean[0]) / stage.std[0]
+    size = stage.model_input.size
+    model_input = interpolate(square, (size, size), mode="bilinear", antialias=True)[0]
+    return ((model_input / 1024 + 1) / 2 - stage.mean[0]) / stage.std[0]
 
 
 class Networks:
@@ -79,7 +79,7 @@ class Networks:
         self.gate, self.disease = self._load(BUNDLE.gate), self._load(BUNDLE.disease)
 
     @staticmethod
-    def _load(stage: Stage) -> nn.Module:
+    def _load(stage: ModelSpec) -> nn.Module:
         net = build_network(stage.architecture, stage.channels, len(stage.classes))
         state = {k.removeprefix("network."): v for k, v in load_file(stage.weights).items() if k.startswith("network.")}
         load_state(net, state)
@@ -99,7 +99,7 @@ class Networks:
         return list(zip(labels, chest.tolist(), strict=True))
 
 
-class Films(Dataset[tuple[str, Tensor, Tensor]]):
+class Images(Dataset[tuple[str, Tensor, Tensor]]):
     """What a DataLoader's workers read."""
 
     def __init__(self, paths: list[str]) -> None:
@@ -110,20 +110,20 @@ class Films(Dataset[tuple[str, Tensor, Tensor]]):
 
     def __getitem__(self, i: int) -> tuple[str, Tensor, Tensor]:
         assert BUNDLE.gate is not None
-        film = read_film(self.paths[i])
-        return self.paths[i], padded(film, BUNDLE.gate), padded(film, BUNDLE.disease)
+        image = read_image(self.paths[i])
+        return self.paths[i], padded(image, BUNDLE.gate), padded(image, BUNDLE.disease)
 
 
 def one_by_one(paths: list[str], networks: Networks, shape: Any) -> Iterator[Row]:
     assert BUNDLE.gate is not None
     for path in paths:
-        film = read_film(path)
-        [(label, chest)] = networks(shape(film, BUNDLE.gate)[None], shape(film, BUNDLE.disease)[None])
+        image = read_image(path)
+        [(label, chest)] = networks(shape(image, BUNDLE.gate)[None], shape(image, BUNDLE.disease)[None])
         yield path, label, chest
 
 
 def by_loader(paths: list[str], networks: Networks) -> Iterator[Row]:
-    for some, small, large in DataLoader(Films(paths), batch_size=32, num_workers=2):
+    for some, small, large in DataLoader(Images(paths), batch_size=32, num_workers=2):
         for path, (label, chest) in zip(some, networks(small, large), strict=True):
             yield path, label, chest
 
@@ -136,7 +136,7 @@ def _cpu_s() -> float:
 
 def main() -> None:
     loop, folder, files, out, *killed_after = sys.argv[1:]
-    paths = list(film_paths(Path(folder), int(files)))
+    paths = list(image_paths(Path(folder), int(files)))
     networks = Networks()
     started, cpu_before = time.perf_counter(), _cpu_s()
     if loop == "loader":

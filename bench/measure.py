@@ -87,9 +87,9 @@ def run_tree(
         watcher.over.set()
         watcher.join()
     lines = (place / "stdout.txt").read_text().splitlines()
-    told = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    report = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     cpu_s = usage.ru_utime + usage.ru_stime
-    return Cost(process.returncode, wall_s, cpu_s, watcher.rss / 2**20, watcher.first_row_s, watcher.going, told)
+    return Cost(process.returncode, wall_s, cpu_s, watcher.rss / 2**20, watcher.first_row_s, watcher.going, report)
 
 
 def _ended(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The bench as one picture: what an image costs each way, and how many films a second that makes."""
+"""The bench as one image: what an image costs each way, and how many images a second that makes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHORT = {
     "raw": "DICOM\nraw",
     "jpegll": "DICOM\nJPEG lossless",
     "j2k": "DICOM\nJPEG 2000",
-    "real": "real films\n(small)",
+    "real": "real images\n(small)",
 }
 
 
@@ -38,7 +38,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figures = all_figures(found)
     kinds = [kind.name for kind in KINDS if kind.name in figures]
     pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    picture, (rates, costs) = pyplot.subplots(2, 1, figsize=(10, 7.2), sharex=True, layout="constrained")
+    image, (rates, costs) = pyplot.subplots(2, 1, figsize=(10, 7.2), sharex=True, layout="constrained")
     width = 0.8 / len(_SUBJECTS)
     halo = withStroke(linewidth=3, foreground="white")  # a figure stays legible where the floor crosses it
     for number, (subject, (title, colour)) in enumerate(_SUBJECTS.items()):
@@ -58,7 +58,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
                     axes.hlines(value, i - 0.4, i - 0.4 + width, color="#12324a", linewidth=2, zorder=3)
     rates.plot([], [], color="#12324a", linewidth=2, label="the floor: sum of the stages")
     rates.set_yscale("log")
-    rates.set_ylabel("films a second")
+    rates.set_ylabel("images a second")
     rates.legend(loc="upper center", bbox_to_anchor=(0.5, 1.24), ncols=5, frameon=False, fontsize=9)
     costs.set_yscale("log")
     costs.set_ylabel("CPU ms an image")
@@ -68,10 +68,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
     this = found["machine"]
-    note = (
-        f"{this['cores']} cores, {this['cpu']}; {this['date']}; the same films and weights, starts left out; log scales"
-    )
-    picture.supxlabel(note, fontsize=8, color="#666666")
+    note = f"{this['cores']} cores, {this['cpu']}; {this['date']}; same images and weights, without starts; log scales"
+    image.supxlabel(note, fontsize=8, color="#666666")
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, dpi=130)
-    pyplot.close(picture)
+    image.savefig(path, dpi=130)
+    pyplot.close(image)

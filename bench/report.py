@@ -106,15 +106,15 @@ def _failed(rounds: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _single_figures(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     start, load = found["start"], found["load"]
-    yield "scan of one film: first row after", f"{median(one['first_row_s'] for one in start):.2f} s"
+    yield "scan of one image: first row after", f"{median(one['first_row_s'] for one in start):.2f} s"
     yield "the same, CPU of the whole tree", f"{median(one['cpu_s'] for one in start):.2f} s"
     for name, one in found.get("loop_start", {}).items():
-        yield f"{_TITLES[name]}, one film: first row after", f"{one['first_row_s']:.2f} s (CPU {one['cpu_s']:.2f} s)"
+        yield f"{_TITLES[name]}, one image: first row after", f"{one['first_row_s']:.2f} s (CPU {one['cpu_s']:.2f} s)"
     if long := found.get("long"):
         scan, floor = long["scan"], long["floor"]
         reached = sum(floor["wall_s"].values()) / scan["wall_s"]
         of_cpu = sum(floor["cpu_s"].values()) / scan["cpu_s"]
-        name = f"share of the floor, {scan['files']:,} JPEG films of 1024 px, start included: wall / CPU"
+        name = f"share of the floor, {scan['files']:,} JPEG images of 1024 px, start included: wall / CPU"
         yield name, f"{reached:.0%} / {of_cpu:.0%}"
         yield "peak of that run, whole tree", f"{scan['rss_mib']:,.0f} MiB"
     if kept := found.get("kept"):
@@ -151,12 +151,12 @@ def _markdown(found: dict[str, Any]) -> str:
         f"{this['date']}: {this['cores']} cores, {this['cpu']}, {this['memory_gib']} GiB, Python {this['python']};",
         f"{versions}; {found['rounds']} round(s). Load average {before:.1f} before and {after:.1f} after: {alone}.",
         "",
-        "| films | files/s: scan | loop | loader | process | floor | scan is faster than: loop | loader | process "
+        "| images | files/s: scan | loop | loader | process | floor | scan is faster than: loop | loader | process "
         "| share of the floor |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     cpu = [
-        "| films | CPU ms an image: scan | loop | loader | process | floor | labels as ours: loop | loader | process "
+        "| images | CPU ms an image: scan | loop | loader | process | floor | labels as ours: loop | loader | process "
         "| peak MiB: scan | loop | loader | process |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -173,6 +173,6 @@ def _markdown(found: dict[str, Any]) -> str:
         agreed = [f"{f.agree:.0%}" if f and f.agree is not None else "–" for f in subjects[1:4]]
         peaks = [f"{f.rss_mib:,.0f}" if f and f.rss_mib else "–" for f in subjects[:4]]
         cpu.append(f"| {title} | " + " | ".join([*costs, *agreed, *peaks]) + " |")
-    picture = "![Films a second and CPU an image, each way](images/bench.png)"
+    image = "![Images a second and CPU an image, each way](images/bench.png)"
     single = ["| one run | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in _single_figures(found))]
-    return "\n".join([*lines, "", picture, "", *cpu, "", *single])
+    return "\n".join([*lines, "", image, "", *cpu, "", *single])

@@ -29,11 +29,11 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
-from cxrbatch.bundles import load_bundle
-from cxrbatch.nouns import Decision
-from cxrbatch.ops.scan import identity_of
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.ops.setup import identity_of
 from cxrbatch.store import Store, migrate
-from cxrbatch.store.engine import connect
+from cxrbatch.store.connection import connect
+from cxrbatch.types import Decision
 
 ROOT = Path(__file__).resolve().parent.parent
 HOWTO = ROOT / "docs" / "howto" / "sql.md"
@@ -71,7 +71,7 @@ def main() -> None:
     if given.plans:
         print_plans()
         return
-    tree = given.where / f"films-{given.files}"
+    tree = given.where / f"images-{given.files}"
     url = given.db or f"sqlite:///{given.where}/store-{given.files}.db"
     table = Table(title=f"{given.files:,} known files, {url.partition(':')[0]}", title_justify="left")
     for heading in ("what", "figure", "how"):
@@ -107,7 +107,7 @@ def make_tree(tree: Path, number: int) -> None:
         os.utime(first, ns=(MTIME_NS, MTIME_NS))
         start = int(folder.name) * IN_A_FOLDER
         for i in range(start, start + IN_A_FOLDER):
-            (part / f"film_{i:08}.dcm").hardlink_to(first)
+            (part / f"image_{i:08}.dcm").hardlink_to(first)
         first.unlink()
         part.rename(folder)
 
@@ -139,7 +139,7 @@ def rows(postgres: bool, tree: Path, number: int) -> list[str]:
         else "datetime(1793491200+i/10*20,'unixepoch')"
     )
     folder, name = (f"substr(CAST({10**width}+{i} AS text),2)" for width, i in ((5, f"i/{IN_A_FOLDER}"), (8, "i")))
-    path = f"'{tree}/'||{folder}||'/film_'||{name}||'.dcm'"
+    path = f"'{tree}/'||{folder}||'/image_'||{name}||'.dcm'"
     scored = f"NOT ({REJECTED})"
     image = "CASE WHEN i%100=10 THEN i-9 ELSE i+1 END"  # a copy of one with the same label
     return [
@@ -164,16 +164,24 @@ def rows(postgres: bool, tree: Path, number: int) -> list[str]:
              SELECT 'COVID19' UNION ALL SELECT 'PNEUMONIA' UNION ALL SELECT 'TUBERCULOSIS') l
             WHERE p.label <> 'NOT_CHEST' ORDER BY p.id, l.label""",
         f"""INSERT INTO files (path, size, mtime_ns, inode, state, cascade_id, run_id, image_id, prediction_id, label,
-              confidence, decision, reason_code, reason, processed_at, first_seen, last_seen, is_copy)
+              confidence, decision, reason_code, reason, processed_at, first_seen, last_seen, is_copy, sha256,
+              sop_instance_uid, study_instance_uid)
             SELECT {path}, 0, {MTIME_NS}, 0, 'done', 1, 1, p.image_id, p.id, p.label, p.confidence, p.decision,
-              NULL, NULL, p.processed_at, {at}, {at}, i%100=10
-              FROM {numbers} JOIN predictions p ON p.image_id = {image} AND p.cascade_id = 1 WHERE {scored}""",
+              NULL, NULL, p.processed_at, {at}, {at}, i%100=10, g.sha256, g.sop_instance_uid, g.study_instance_uid
+              FROM {numbers} JOIN predictions p ON p.image_id = {image} AND p.cascade_id = 1
+                JOIN images g ON g.id = p.image_id WHERE {scored}""",
         f"""INSERT INTO files (path, size, mtime_ns, inode, state, cascade_id, run_id, reason_code, reason,
               processed_at, first_seen, last_seen)
             SELECT {path}, 0, {MTIME_NS}, 0, 'rejected', 1, 1, CASE i%100 WHEN 7 THEN 'not_an_image' ELSE 'truncated'
-              END, 'No picture.', {at}, {at}, {at} FROM {numbers} WHERE {REJECTED}""",
-        f"""INSERT INTO reviews (prediction_id, reviewer, action, label, at)
-            SELECT id, 'reader', 'override', 'NORMAL', processed_at FROM predictions WHERE id%100=2 AND id<={number}""",
+              END, 'No image.', {at}, {at}, {at} FROM {numbers} WHERE {REJECTED}""",
+        f"""INSERT INTO reviews (image_id, reviewer, action, label, at, shown_label, shown_confidence, shown_cascade_id,
+              blinded, adjudication, act_id)
+            SELECT image_id, 'reader', 'override', 'NORMAL', processed_at, label, confidence, cascade_id, (1=0), (1=0),
+              'made up '||id FROM predictions WHERE id%100=2 AND id<={number}""",
+        """INSERT INTO reads (image_id, reader, round_id, repeat, review_id, action, label, blinded, at)
+           SELECT image_id, reviewer, 0, 0, id, action, label, blinded, at FROM reviews""",
+        """INSERT INTO review_status (image_id, status, label, decided_by, decided_at)
+           SELECT image_id, 'agreed', label, reviewer, at FROM reviews""",
     ]
 
 
@@ -203,7 +211,7 @@ def asked(table: Table, store: Store, tree: Path) -> None:
     for name, query in [FIRST, *QUERIES]:
         if query.startswith("-- SQLite only") and store.engine.dialect.name != "sqlite":
             continue
-        query = query.replace("/incoming/monday/film.dcm", f"{tree}/00001/film_00001234.dcm")
+        query = query.replace("/incoming/monday/image.dcm", f"{tree}/00001/image_00001234.dcm")
         query = query.replace("/incoming/monday", f"{tree}/00001").rstrip().rstrip(";")
         with connect(store.engine) as connection:
             spent = timed(store, lambda q=query, c=connection: c.exec_driver_sql(q).all())  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Who runs in the bench, each as a process of its own on the same films."""
+"""Who runs in the bench, each as a process of its own on the same images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.inputs import Kind, film_paths
+from bench.inputs import Kind, image_paths
 from bench.measure import Cost, committed, run_tree, scan_command
 from cxrbatch.store.migrate import upgrade
 
@@ -39,9 +39,9 @@ def _ours(libraries: str = "") -> dict[str, str]:
 
 @contextmanager
 def _first(folder: Path, files: int) -> Iterator[Path]:
-    """A folder with the first `files` films of another one, as hard links."""
+    """A folder with the first `files` images of another one, as hard links."""
     with tempfile.TemporaryDirectory(prefix=".first", dir=folder.parent) as place:
-        for path in film_paths(folder, files):
+        for path in image_paths(folder, files):
             os.link(path, Path(place) / Path(path).name)
         yield Path(place)
 
@@ -60,9 +60,9 @@ def _described(cost: Cost, files: int) -> dict[str, Any]:
 
 def run_scan(folder: Path, files: int) -> dict[str, Any]:
     """Our scan of the first `files` of a folder into a store that is there and empty, to the CSV."""
-    with _place() as place, _first(folder, files) as films:
+    with _place() as place, _first(folder, files) as images:
         upgrade(f"sqlite:///{place}/scan.db")
-        command = scan_command(films, place)
+        command = scan_command(images, place)
         cost = run_tree(command, place, rows=lambda: committed(place / "scan.db"), under_way=max(1, files // 4))
         if cost.code not in (0, 3):
             raise RuntimeError((place / "stderr.txt").read_text())
@@ -72,7 +72,7 @@ def run_scan(folder: Path, files: int) -> dict[str, Any]:
 
 
 def run_loop(loop: str, folder: Path, files: int, libraries: str) -> dict[str, Any]:
-    """One of the scripts; where it cannot read the films, the last line of why."""
+    """One of the scripts; where it cannot read the images, the last line of why."""
     with _place() as place:
         out = place / "rows.csv"
         command = [sys.executable, "-m", "bench.loops", loop, str(folder), str(files), str(out)]
@@ -94,30 +94,30 @@ def run_floor(folder: Path, files: int) -> dict[str, Any]:
 
 
 def kept_when_killed(kind: Kind, folder: Path, libraries: str) -> dict[str, str]:
-    """The rows that each one leaves behind when its group gets kill -9 after half of its films, "n of m"."""
+    """The rows that each one leaves behind when its group gets kill -9 after half of its images, "n of m"."""
     kept = {}
-    with _place() as place, _first(folder, kind.files) as films:
+    with _place() as place, _first(folder, kind.files) as images:
         upgrade(f"sqlite:///{place}/scan.db")
         half = lambda: committed(place / "scan.db") >= kind.files // 2  # noqa: E731
-        run_tree(scan_command(films, place), place, kill_when=half)
+        run_tree(scan_command(images, place), place, kill_when=half)
         kept["scan"] = f"{committed(place / 'scan.db')} of {kind.files}"
     for loop in LOOPS:
         with _place() as place:
-            out, films_a_loop = place / "rows.csv", str(kind.loop_files)
-            command = [sys.executable, "-m", "bench.loops", loop, str(folder), films_a_loop, str(out)]
+            out, images_a_loop = place / "rows.csv", str(kind.loop_files)
+            command = [sys.executable, "-m", "bench.loops", loop, str(folder), images_a_loop, str(out)]
             cost = run_tree([*command, str(kind.loop_files // 2)], place, env=_ours(libraries))
             rows = len(out.read_text().splitlines()) - 1 if out.exists() else 0
-            kept[loop] = f"{rows} of {films_a_loop}" if cost.code == -signal.SIGKILL else "not killed: it failed"
+            kept[loop] = f"{rows} of {images_a_loop}" if cost.code == -signal.SIGKILL else "not killed: it failed"
     return kept
 
 
 def second_scan(files: int) -> dict[str, float]:
-    """Scan a folder of `files` small files that are no films twice; the second time, nothing is opened."""
+    """Scan a folder of `files` small files that are no images twice; the second time, nothing is opened."""
     with _place() as place:
         folder = place / "in"
         folder.mkdir()
         for i in range(files):
-            (folder / f"{i:06}").write_bytes(b"no film %06d" % i)
+            (folder / f"{i:06}").write_bytes(b"no image %06d" % i)
         command = scan_command(folder, place)[:-2]
         first = run_tree(command, place, env={"CXRBATCH_QUIET_S": "0"})
         again = run_tree(command, place, env={"CXRBATCH_QUIET_S": "0"})

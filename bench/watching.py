@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.inputs import film_paths
+from bench.inputs import image_paths
 from bench.measure import committed
 
 __all__ = ["watch_latency"]
@@ -24,11 +24,11 @@ _QUIET_S = 1.0
 _GAP_S = 0.25  # on average, between two files
 
 
-def watch_latency(films: Path, files: int, place: Path) -> dict[str, float]:
-    """Drop `files` films one by one; the seconds from each one's close to its row, less quiet_s."""
+def watch_latency(images: Path, files: int, place: Path) -> dict[str, float]:
+    """Drop `files` images one by one; the seconds from each one's close to its row, less quiet_s."""
     incoming, store = place / "incoming", place / "watch.db"
     incoming.mkdir()
-    sources = list(film_paths(films, files + 1))
+    sources = list(image_paths(images, files + 1))
     shutil.copyfile(sources[-1], incoming / "first.jpg")
     command = [sys.executable, "-m", "cxrbatch", "--db", f"sqlite:///{store}", "watch", str(incoming)]
     with (place / "watch.txt").open("w") as log:
@@ -39,18 +39,18 @@ def watch_latency(films: Path, files: int, place: Path) -> dict[str, float]:
             if daemon.poll() is not None:
                 raise RuntimeError((place / "watch.txt").read_text())
             time.sleep(0.1)
-        waits = _drop(sources[:files], incoming, store)
+        backoff = _drop(sources[:files], incoming, store)
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait()
-    p50, p99 = np.percentile(waits, (50, 99)).tolist()
-    return {"files": len(waits), "quiet_s": _QUIET_S, "p50_s": p50, "p99_s": p99, "max_s": max(waits)}
+    p50, p99 = np.percentile(backoff, (50, 99)).tolist()
+    return {"files": len(backoff), "quiet_s": _QUIET_S, "p50_s": p50, "p99_s": p99, "max_s": max(backoff)}
 
 
 def _drop(sources: list[str], incoming: Path, store: Path) -> list[float]:
     gaps = random.Random(0)
     closed: dict[str, float] = {}
-    waits: list[float] = []
+    backoff: list[float] = []
     next_drop, left = time.monotonic(), list(sources)
     give_up = time.monotonic() + len(sources) * 2 * _GAP_S + 60
     with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
@@ -64,8 +64,8 @@ def _drop(sources: list[str], incoming: Path, store: Path) -> list[float]:
             now = time.monotonic()
             for (path,) in rows.fetchall():
                 if path in closed:
-                    waits.append(now - closed.pop(path) - _QUIET_S)
+                    backoff.append(now - closed.pop(path) - _QUIET_S)
             time.sleep(0.01)
     if left or closed:  # the longest waits of all: percentiles without them would flatter
         raise RuntimeError(f"{len(left) + len(closed)} of {len(sources)} files had no row in time")
-    return waits
+    return backoff

@@ -1,9 +1,9 @@
-"""cxrbatch: a batch service for chest X-rays. Start reading in `pipeline.py`."""
+"""cxrbatch: a batch service for chest X-rays. Start reading in `pipeline/__init__.py`."""
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# numpy's OpenBLAS takes a thread a core for the smallest product, and they spin while they wait for one another: ten
-# times the CPU, taken from the networks and decoders. Read when numpy is first imported, which is after this.
+# By default numpy's OpenBLAS starts one thread per core even for the smallest product; they spin while they wait and
+# take CPU from the networks and decoders. OpenBLAS reads this when numpy is first imported, which is after this line.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,7 +1,7 @@
-"""`python -m cxrbatch` is `cxrbatch`: both begin here.
+"""The entry point of both `python -m cxrbatch` and `cxrbatch`.
 
-A decode process imports the file that its parent was started from, and needs no command line: nothing else is
-imported up here.
+A spawned decode process imports the main file of its parent but needs no command line, so nothing else is imported at
+the top of this file.
 """
 
 from __future__ import annotations

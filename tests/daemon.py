@@ -1,7 +1,8 @@
 """The real daemon with an engine of plain arithmetic: it starts in a second, so that it can be killed a thousand times.
 
-Everything else is the product: command line, ledger, decode processes, road, store. Run as a script, it is `cxrbatch`.
-Faults come by the environment: CXRBATCH_CRASH_AT (cxrbatch/crash.py) and TEST_FAULT (faults.py).
+Everything else is the product: command line, job queue, decode processes, pipeline, store. Run as a script, it is
+`cxrbatch`, and its daemon has that engine with TEST_ENGINE=arithmetic.
+Faults come by the environment: CXRBATCH_FAILPOINT (cxrbatch/failpoints.py) and TEST_FAULT (faults.py).
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
-# Nothing of cxrbatch up here: a decode process imports this file too, and would load what only the daemon needs.
+# No import of cxrbatch here: decode processes import this file too, and would load what only the daemon needs.
 
 
 class Arithmetic:
-    """Logits from a few sums over the plane: the same plane gives the same numbers, another one gives others."""
+    """Logits from a few sums over the model input: equal inputs give equal numbers, other inputs other numbers."""
 
     name, version, device, batch_size = "arithmetic", "1", "cpu", 8
 
@@ -25,9 +27,13 @@ class Arithmetic:
         classes = len(stage.classes)
         slow_s = float(os.environ.get("TEST_SLOW_S", "0"))
 
-        def network(planes: Any) -> tuple[Any, Any]:
+        def network(model_inputs: Any) -> tuple[Any, Any]:
             time.sleep(slow_s)
-            parts = planes.reshape(len(planes), -1).astype(np.float64)
+            if "TEST_LOST_GPU" in os.environ:
+                from cxrbatch.errors import Fatal
+
+                raise Fatal("The GPU no longer answers.")  # as engines/torch_engine.py does
+            parts = model_inputs.reshape(len(model_inputs), -1).astype(np.float64)
             sums = np.stack([parts[:, k::classes].mean(1) / 64 + 1 for k in range(classes)], 1)
             return sums.astype(np.float32), sums.astype(np.float32)
 
@@ -38,13 +44,14 @@ def main() -> None:
     """`cxrbatch` with what the environment asks for."""
     import importlib
 
-    import cxrbatch.crash
+    import cxrbatch.failpoints
     import cxrbatch.ops.watch
     from cxrbatch import cli
 
-    importlib.reload(cxrbatch.crash)  # in the nursery, it was read before this life's environment was there
+    importlib.reload(cxrbatch.failpoints)  # the fork server read it before this process's environment was set
     _break()
-    cxrbatch.ops.watch.open_engine = lambda *_: Arithmetic()  # type: ignore[assignment]
+    if os.environ.get("TEST_ENGINE") == "arithmetic":
+        cxrbatch.ops.watch.open_engine = lambda *_: Arithmetic()  # type: ignore[assignment]
     sys.argv[0] = "cxrbatch"
     cli.main()
 
@@ -57,22 +64,29 @@ def _break() -> None:
 
 
 def _wait() -> None:
-    """For requests, with all that a life needs imported."""
+    """Serve requests, with everything imported that a command needs; not the engines, which start threads."""
+    import importlib
+
     import cxrbatch.ops.receive
+    import cxrbatch.ops.scan
     import cxrbatch.ops.watch
     import cxrbatch.store.export  # noqa: F401
     import faults  # noqa: F401
-    import nursery
+    import fork_server
     from cxrbatch import cli  # noqa: F401
 
-    nursery.serve(main)
+    for name in ("cxrbatch.ops.send", "cxrbatch.ops.review"):
+        with suppress(ImportError):  # without their extras
+            importlib.import_module(name)
+
+    fork_server.serve(main)
 
 
 def _clock() -> None:
-    """Write down how long each file takes: wall and CPU seconds, and its name."""
+    """Record how long each file takes: wall and CPU seconds, and its name."""
     if "TEST_TIMES" not in os.environ:
         return
-    from cxrbatch import decode
+    from cxrbatch.imaging import decode
 
     real = decode.decode_file
     out = os.open(os.environ["TEST_TIMES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -92,4 +106,4 @@ if __name__ == "__mp_main__":  # a decode process
     _break()
     _clock()
 if __name__ == "__main__":
-    _wait() if sys.argv[1:] == ["--nursery"] else main()
+    _wait() if sys.argv[1:] == ["--fork-server"] else main()

@@ -1,11 +1,11 @@
 """The N-th call of something fails. TEST_FAULT="scandir:EIO:3": the third call of os.scandir.
 
-Or TEST_FAULT_FILE names a file that holds such a plan, with a name in front ("7:scandir:EIO:3"): another plan there
-counts from one again, so that one life meets many faults. Each process counts for itself; the first one that comes
-to the N-th call fails, makes the file `<TEST_FAULT_FILE>.<name>`, and nobody fails any more.
+Or TEST_FAULT_FILE names a file that contains such a plan after a name ("7:scandir:EIO:3"). A new plan in the file
+starts counting from one, so that one process gets many faults. Each process counts separately; the first one that
+reaches the N-th call fails and creates the file `<TEST_FAULT_FILE>.<name>`, after which no process fails.
 
-Calls of the file system count when they are about the watched folder (a name or descriptor below "/in"). "read" is
-the reading of a file, "getdents" each name of a listing, "committed" a commit that is kept and whose answer is lost.
+File-system calls count if they concern the watched folder (a name or descriptor below "/in"). "read" is the reading of
+a file, "getdents" each name of a listing, "committed" a commit that succeeds but whose answer is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DATABASE_CALLS = ("commit", "committed", "connect", "execute")
 
 
 def install() -> None:
-    """Break what the environment names, in this process."""
+    """Inject the fault that the environment names into this process."""
     if "TEST_FAULT" in os.environ:
         plan = f"0:{os.environ['TEST_FAULT']}"
         mark = os.path.join(os.getcwd(), f"fault-{os.getpid()}")
@@ -39,7 +39,7 @@ def install() -> None:
     os.stat = trip.around("stat", os.stat)
     os.scandir = _listing(trip.around("scandir", os.scandir), trip)
     os.fsync = trip.around("fsync", os.fsync)
-    Path.rename = trip.around("rename", Path.rename)  # type: ignore[method-assign]
+    os.link = trip.around("rename", os.link)
     builtins.open = _opening(builtins.open, trip)
     if any(f"{call}:" in os.environ.get("TEST_FAULT", "") for call in DATABASE_CALLS) or "TEST_FAULT" not in os.environ:
         _break_database(trip)
@@ -107,7 +107,7 @@ def _below_in(name: object) -> bool:
 
 
 class _Listing:
-    """What os.scandir gives, with a step for each name."""
+    """The result of os.scandir, with a fault point for each name."""
 
     def __init__(self, real: Any, trip: _Trip) -> None:
         self._real, self._trip = real, trip

@@ -1,4 +1,4 @@
-"""Batches leave when full or old, and are committed in groups; `ahead` passes on everything, errors and the end too."""
+"""Batches are passed on when full or old, and committed in groups; `prefetch` passes on items, errors and the end."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from cxrbatch.ahead import ahead
-from cxrbatch.batch import in_batches
 from cxrbatch.errors import ReasonCode, Rejected
-from cxrbatch.nouns import FoundFile, Outcome
-from cxrbatch.record import record
-from cxrbatch.store import Patience
+from cxrbatch.pipeline.batch import in_batches
+from cxrbatch.pipeline.prefetch import prefetch
+from cxrbatch.pipeline.record import record
+from cxrbatch.store import RetryPolicy
+from cxrbatch.types import FoundFile, Outcome
 
 FILE = FoundFile("/x", 1, 1, 1)
 IMAGE = Outcome(FILE)
@@ -40,12 +40,12 @@ def test_a_batch_leaves_when_nothing_more_is_coming() -> None:
     assert sizes([IMAGE, None, IMAGE], iter([0.0] * 99)) == [1, 1]
 
 
-def test_a_tick_goes_on_down_the_road() -> None:
+def test_a_tick_goes_on_down_the_pipeline() -> None:
     assert sizes([None, IMAGE, None, None], iter([0.0] * 99)) == [0, 1, 0]
 
 
 def groups(batches: list[int], times: list[float], age_s: float = 0.2) -> list[int]:
-    """The sizes of what is committed: batches of these sizes come at these times, and four make one full."""
+    """The sizes of the committed groups, for batches of these sizes at these times; a full batch has four."""
     committed: list[int] = []
     now = [0.0]
 
@@ -54,7 +54,7 @@ def groups(batches: list[int], times: list[float], age_s: float = 0.2) -> list[i
             yield [IMAGE] * size
 
     passed = record(
-        coming(), lambda group: committed.append(len(group)), Patience(), full=4, age_s=age_s, clock=lambda: now[0]
+        coming(), lambda group: committed.append(len(group)), RetryPolicy(), full=4, age_s=age_s, clock=lambda: now[0]
     )
     assert [len(group) for group in passed] == committed
     return committed
@@ -85,7 +85,7 @@ def test_ahead_keeps_order_and_bounds() -> None:
             made.append(i)
             yield i
 
-    items = ahead(numbers(), depth=3)
+    items = prefetch(numbers(), depth=3)
     assert next(items) == 0
     time.sleep(0.3)
     assert len(made) <= 6
@@ -98,10 +98,10 @@ def test_ahead_raises_what_happened_behind_it() -> None:
         raise OSError("the disk")
 
     with pytest.raises(OSError, match="the disk"):
-        list(ahead(breaks(), 2))
+        list(prefetch(breaks(), 2))
 
 
-def test_closing_ahead_closes_what_it_iterates_and_its_thread() -> None:
+def test_closing_prefetch_closes_what_it_iterates_and_its_thread() -> None:
     closed = []
 
     def endless() -> Iterator[int]:
@@ -111,8 +111,8 @@ def test_closing_ahead_closes_what_it_iterates_and_its_thread() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    items = ahead(endless(), 2)
+    items = prefetch(endless(), 2)
     next(items)
     items.close()
-    assert closed == ["ahead"]
-    assert "ahead" not in [t.name for t in threading.enumerate()]
+    assert closed == ["prefetch"]
+    assert "prefetch" not in [t.name for t in threading.enumerate()]

@@ -1,4 +1,4 @@
-"""The bench says what it measured: medians and paired ratios, what a kill leaves, what a read both ways changes."""
+"""The benchmark's arithmetic: medians, paired ratios, rows left after a kill, changes between exact and cheap."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent))  # last: cxrbatch itself is the installed one
 
+from bench import claims
 from bench.figures import Figure, figures_of, labels_agree
 from bench.flips import Found, Looked, as_file, enter, read_both
-from bench.inputs import _NUMBERED, KINDS, film_paths, make_kind
+from bench.inputs import _NUMBERED, KINDS, image_paths, make_kind
 from bench.measure import committed, run_tree
 from bench.plot import draw
 from bench.report import machine, write_docs
 from bench.scale import fill
-from cxrbatch.decode import read_grey
-from cxrbatch.nouns import Decision, PlaneSpec
+from cxrbatch.imaging.decode import read_grey
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
 from cxrbatch.store import Store
-from cxrbatch.store.engine import connect
+from cxrbatch.store.connection import connect
 from cxrbatch.store.housekeeping import check
-from store_films import begin, film, image, reject, verdict
+from cxrbatch.store.schema import files
+from cxrbatch.types import Decision, ModelInputSpec
+from store_images import begin, image, prediction, reject, scored_file
 from test_store_queries import ask
 
 
@@ -74,7 +76,7 @@ def test_ratios_are_paired_round_by_round_and_starts_are_left_out() -> None:
     assert loop.cpu_ratio == pytest.approx(79 / 8)
     assert loop.agree == 0.75
     assert figures["process"].ratio == 15.0
-    assert "loader" not in figures, "it could not read these films"
+    assert "loader" not in figures, "it could not read these images"
     assert (figures["floor"].rate, figures["floor"].ratio, figures["floor"].cpu_ms) == (40.0, 0.75, 50.0)
 
 
@@ -95,7 +97,7 @@ def test_the_document_gets_the_tables_between_its_markers_and_the_plot(tmp_path:
     assert "old" not in text
     assert "| JPEG 2000 px | 30.0 | 2.0 | cannot | 2.0 | 40.0 | 12.0 | – | 15.0 | 75% |" in text
     assert " 75% | – | 75% | 4 | 100 | – | 100 |\n" in text, "labels as ours, peaks"
-    assert "| scan of one film: first row after | 3.00 s |" in text
+    assert "| scan of one image: first row after | 3.00 s |" in text
     assert "| rows left by kill -9 at half-way | cxrbatch scan 64 of 100, loop, batch 1 0 of 20 |" in text
     draw(FOUND, tmp_path / "images" / "bench.png")
     assert (tmp_path / "images" / "bench.png").read_bytes().startswith(b"\x89PNG")
@@ -118,7 +120,7 @@ def test_a_kill_comes_once_enough_rows_are_committed_and_they_are_counted(tmp_pa
     assert committed(store) == 0, "no store yet"
     with Store.open(f"sqlite:///{store}") as opened:
         run = begin(opened)
-        opened.record(run.run_id, run.cascade_id, [film("/a"), reject("/b"), *map(film, ("/c", "/d"))])
+        opened.record(run.run_id, run.cascade_id, [scored_file("/a"), reject("/b"), *map(scored_file, ("/c", "/d"))])
     assert committed(store) == 4
     code = f"""
 import sqlite3, time
@@ -138,12 +140,12 @@ time.sleep(60)
     assert cost.first_row_s <= cost.going[0] <= cost.wall_s and cost.going[1] in (2, 3)
 
 
-def test_no_two_films_have_the_same_bytes_and_all_have_their_pictures(tmp_path: Path) -> None:
+def test_no_two_images_have_the_same_bytes_and_all_have_their_images(tmp_path: Path) -> None:
     folder = make_kind(KINDS[0], tmp_path, 4)
     assert folder is not None and make_kind(KINDS[0], tmp_path, 2) == folder, "what is there is kept"
-    files = [Path(path).read_bytes() for path in film_paths(folder, 10)]
+    files = [Path(path).read_bytes() for path in image_paths(folder, 10)]
     assert len(set(files)) == 4
-    first, _, _, again = (read_grey(file)[0] for file in files)  # three pictures in turn
+    first, _, _, again = (read_grey(file)[0] for file in files)  # three images in turn
     np.testing.assert_array_equal(first, again)
     grey = np.rint(draw_chest(Chest(rows=160, columns=144)) * 255).astype(np.uint8)
     for suffix, data in ((".png", as_file(grey, "PNG")), (".dcm", write_dicom(as_dicom(grey)))):
@@ -153,16 +155,16 @@ def test_no_two_films_have_the_same_bytes_and_all_have_their_pictures(tmp_path: 
             np.testing.assert_array_equal(read_grey(one)[0], grey)
 
 
-def test_flips_are_counted_where_a_verdict_changes() -> None:
-    exact = [verdict("NORMAL", 0.6), verdict("NORMAL", 0.9)]
-    cheap = [verdict("COVID19", 0.6), verdict("NORMAL", 0.8, decision=Decision.NEEDS_REVIEW)]
+def test_flips_are_counted_where_a_prediction_changes() -> None:
+    exact = [prediction("NORMAL", 0.6), prediction("NORMAL", 0.9)]
+    cheap = [prediction("COVID19", 0.6), prediction("NORMAL", 0.8, decision=Decision.NEEDS_REVIEW)]
     answers = iter([exact, cheap])
     bundle = SimpleNamespace(gate=SimpleNamespace(threshold=0.5), disease=SimpleNamespace(threshold=0.7))
     cascade: Any = SimpleNamespace(score=lambda images: next(answers), bundle=bundle)
     both = image("exact"), image("cheap")
     found = Found()
     looked = [Looked("JPEG", "a", 3, both), Looked("JPEG", "b", 1, both), Looked("JPEG", "c")]
-    enter([*looked, Looked("JPEG", "d", refused=("a picture", "truncated"))], cascade, found)
+    enter([*looked, Looked("JPEG", "d", refused=("an image", "truncated"))], cascade, found)
     row = found.rows["JPEG"]
     assert row.count == {"files": 4, "shrunk": 2, "label": 2, "decision": 1}
     assert row.grey == 3
@@ -175,22 +177,44 @@ def test_what_reads_the_same_both_ways_is_not_scored(tmp_path: Path) -> None:
     def make(path: Path) -> list[tuple[str, bytes]]:
         return [("as it is", path.read_bytes()), ("cut", path.read_bytes()[:2000])]
 
-    path = Path(next(film_paths(make_kind(KINDS[0], tmp_path, 1) or tmp_path, 1)))
-    shrunk, cut = read_both(make, (PlaneSpec(64),), path)
+    path = Path(next(image_paths(make_kind(KINDS[0], tmp_path, 1) or tmp_path, 1)))
+    shrunk, cut = read_both(make, (ModelInputSpec(64),), path)
     assert shrunk.grey > 0 and shrunk.both is not None
     assert cut.refused is not None and cut.refused[0] == cut.refused[1]
-    (same, _) = read_both(make, (PlaneSpec(700),), path)
+    (same, _) = read_both(make, (ModelInputSpec(700),), path)
     assert (same.grey, same.both, same.refused) == (0, None, None)
 
 
 def test_the_store_of_a_million_is_a_store_that_the_product_could_have_written(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'store.db'}"
-    fill(url, tmp_path / "films", 1000)
+    fill(url, tmp_path / "scored_files", 1000)
     assert check(url) == []
     with Store.open(url) as store:
         assert store.present() == 1000
         assert store.counts().by_state == {"done": 980, "rejected": 20}
-        assert len(ask(store, "Which files hold the same picture?")) == 10
-    fill(url, tmp_path / "films", 1000)  # is there already
+        assert len(ask(store, "Which files hold the same image?")) == 10
+    fill(url, tmp_path / "scored_files", 1000)  # is there already
     with Store.open(url) as store:
         assert store.present() == 1000
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_claimers_take_what_was_filled_in_and_find_it_by_the_index(store_url: str) -> None:
+    with Store.open(store_url) as store:
+
+        def states() -> dict[str, int]:
+            with connect(store.engine) as connection:
+                rows = connection.exec_driver_sql("SELECT state, count(*) AS number FROM files GROUP BY 1").all()
+            return {row.state: row.number for row in rows}
+
+        run = begin(store)
+        for rows in (3_000, 5_000):  # filled up
+            claims.fill(store, rows)
+            assert states() == {"waiting": rows}
+        assert claims.plan(store).startswith("Index Scan using ix_files_state_label_decision on files; table ")
+        share = claims.work(store_url, run, 3, 8, "one")
+        assert len(share.claim_ms) == len(share.record_ms) == 3
+        assert states() == {"rejected": 24, "waiting": 4_976}
+        with connect(store.engine) as connection:
+            indexes = connection.exec_driver_sql("SELECT indexname FROM pg_indexes WHERE tablename = 'files'").all()
+        assert {index.name for index in files.indexes} < {name for (name,) in indexes}, "made again"

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrbatch.bundles import ARCHITECTURES, SHIPPED, load_bundle
-from cxrbatch.engines import networks, open_engine
-from cxrbatch.engines.verify import check_logits, check_planes, largest_difference
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.normalize import fit_plane
+from cxrbatch.imaging.normalize import fit_model_input
+from cxrbatch.inference.bundle import ARCHITECTURES, SHIPPED, load_bundle
+from cxrbatch.inference.engines import networks, open_engine
+from cxrbatch.inference.engines.verify import check_logits, check_model_inputs, largest_difference
 from cxrbatch.samples.phantom import Chest, draw_chest
 from cxrbatch.training.bundle_writer import change_stage
-from making import make_bundle
+from factories import make_bundle
+
+CLASSES = ("NORMAL", "COVID19", "PNEUMONIA", "TUBERCULOSIS")
 
 
 @pytest.fixture
@@ -58,7 +60,8 @@ def test_a_flipped_byte(folder: Path) -> None:
 
 def test_a_flipped_byte_of_the_manifest_is_refused_wherever_it_says_something(tmp_path: Path) -> None:
     raw = (SHIPPED / "covid3" / "manifest.json").read_bytes()
-    (tmp_path / "disease.safetensors").symlink_to(SHIPPED / "covid3" / "disease.safetensors")
+    (weights,) = (SHIPPED / "covid3").glob("*.safetensors")
+    (tmp_path / weights.name).symlink_to(weights)
     rng = np.random.default_rng(0)
     refusals = 0
     for place in rng.choice(len(raw), 200, replace=False):
@@ -66,12 +69,12 @@ def test_a_flipped_byte_of_the_manifest_is_refused_wherever_it_says_something(tm
         data[place] ^= 1 << int(rng.integers(0, 7))
         (tmp_path / "manifest.json").write_bytes(data)
         try:
-            told = load_bundle(tmp_path).manifest
+            reported = load_bundle(tmp_path).manifest
         except Fatal as said:
             assert said.exit_code is ExitCode.BUNDLE_UNUSABLE
             refusals += 1
         else:
-            assert told == json.loads(raw)  # a space became another
+            assert reported == json.loads(raw)  # a space became another
     assert refusals > 100
     (tmp_path / "manifest.json").write_bytes(raw.replace(b'"temperature": 0.', b'"temperature": 1.'))
     refused(tmp_path, "not what was written")
@@ -97,10 +100,10 @@ def test_classes_that_do_not_match_the_weights(folder: Path) -> None:
     ("changes", "said"),
     [
         ({"architecture": "mobilenet_v9"}, "no network 'mobilenet_v9'"),
-        ({"plane": {"size": 64, "fit": "pqd"}}, "no such plane"),
-        ({"plane": {"size": 64, "interpolation": "bilinearly"}}, "no such plane"),
-        ({"plane": {"size": "64"}}, "no such plane"),
-        ({"plane": {"size": 0}}, "no such plane"),
+        ({"model_input": {"size": 64, "fit": "pqd"}}, "no such model input"),
+        ({"model_input": {"size": 64, "interpolation": "bilinearly"}}, "no such model input"),
+        ({"model_input": {"size": "64"}}, "no such model input"),
+        ({"model_input": {"size": 0}}, "no such model input"),
     ],
 )
 def test_a_manifest_that_names_what_is_not_there(folder: Path, changes: dict[str, object], said: str) -> None:
@@ -138,12 +141,12 @@ def test_recorded_logits_are_found_again_and_other_weights_are_not(folder: Path)
     assert largest_difference(load_bundle(folder).disease, engine) == pytest.approx(1, abs=1e-5)
 
 
-def test_check_planes_are_the_same_everywhere() -> None:
+def test_check_model_inputs_are_the_same_everywhere() -> None:
     import hashlib
 
-    planes = check_planes(64)
-    assert planes.dtype == np.uint8 and planes.shape == (4, 64, 64)
-    assert len({hashlib.sha256(p.tobytes()).hexdigest() for p in planes}) == 4
+    model_inputs = check_model_inputs(64)
+    assert model_inputs.dtype == np.uint8 and model_inputs.shape == (4, 64, 64)
+    assert len({hashlib.sha256(p.tobytes()).hexdigest() for p in model_inputs}) == 4
 
 
 def test_a_name_that_the_file_system_refuses() -> None:
@@ -153,10 +156,59 @@ def test_a_name_that_the_file_system_refuses() -> None:
 def test_the_shipped_gate_wants_anatomy_and_not_greys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gate = next(stage for stage in load_bundle("default").stages if stage.role == "gate")
-    film = np.rint(draw_chest(Chest(rows=240, columns=200)) * 255).astype(np.uint8)
+    image = np.rint(draw_chest(Chest(rows=240, columns=200)) * 255).astype(np.uint8)
     coarse = np.random.default_rng(0).integers(0, 256, (4, 6, 6), dtype=np.uint8)
     blobs = [np.asarray(Image.fromarray(one).resize((160, 160))) for one in coarse]
-    quarters_exchanged = np.roll(film, (120, 100), (0, 1))
-    planes = [fit_plane(picture, gate.plane) for picture in (film, quarters_exchanged, *blobs)]
-    logits, _ = open_engine("openvino", "cpu").load(gate)(np.stack(planes))
+    quarters_exchanged = np.roll(image, (120, 100), (0, 1))
+    model_inputs = [fit_model_input(array, gate.model_input) for array in (image, quarters_exchanged, *blobs)]
+    logits, _ = open_engine("openvino", "cpu").load(gate)(np.stack(model_inputs))
     assert list(logits[:, 0] > 0) == [True] + [False] * 5
+
+
+def test_a_writer_that_is_killed_before_the_manifest_leaves_the_old_bundle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_stage(folder, "disease", {"threshold": 0.25})
+    before = load_bundle(folder)
+    whitening, means = np.ones((2, 1280), np.float32), np.ones((4, 2), np.float32)
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "manifest.json":
+            raise KeyboardInterrupt
+        Path(source).rename(target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cxrbatch.training.bundle_writer.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            change_stage(folder, "disease", {"threshold": 0.75}, (whitening, means, 2.0))
+    after = load_bundle(folder)  # not refused
+    assert after.manifest_sha256 == before.manifest_sha256 and after.disease.threshold == 0.25
+    change_stage(folder, "disease", {"threshold": 0.75}, (whitening, means, 2.0))
+    done = load_bundle(folder)
+    assert done.disease.ood is not None
+    assert sorted(f.name for f in folder.glob("disease*")) == [done.disease.weights.name]  # and nothing is left behind
+
+
+@pytest.mark.parametrize("thresholds", [{"NORMAL": 0.1}, dict.fromkeys(CLASSES, 1.5)])
+def test_label_set_thresholds_that_do_not_fit_are_refused(folder: Path, thresholds: dict[str, float]) -> None:
+    edit(folder, label_set={"thresholds": dict.fromkeys(CLASSES, 0.2)})
+    assert load_bundle(folder).disease.label_set == (0.2,) * 4
+    edit(folder, label_set={"thresholds": thresholds})
+    refused(folder, "label_set")
+
+
+def test_a_gate_of_two_answers_needs_a_threshold_for_the_second(tmp_path: Path) -> None:
+    two = make_bundle(tmp_path / "two", frontal_bias=3.0)
+    gate = load_bundle(two).gate
+    assert gate is not None and gate.classes == ("CHEST", "FRONTAL") and gate.frontal_threshold == 0.5
+    manifest = json.loads((two / "manifest.json").read_text())
+    del manifest["stages"][0]["frontal_threshold"]
+    (two / "manifest.json").write_text(json.dumps(manifest))
+    refused(two, "frontal_threshold")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_older_formats_are_still_read(folder: Path, number: int) -> None:
+    edit(folder, format=number)
+    bundle = load_bundle(folder)
+    assert bundle.gate is not None and bundle.gate.frontal_threshold is None and bundle.disease.label_set is None

@@ -1,4 +1,4 @@
-"""What the command line does when something outside it is not as it should be."""
+"""The command line in a broken environment."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
 def test_a_small_product_wakes_no_threads() -> None:
     program = """
 import os
-import cxrbatch.cascade
+import cxrbatch.inference.cascade
 import numpy as np
 np.ones((8, 1280), np.float32) @ np.ones((1280, 256), np.float32)
 print(len(os.listdir("/proc/self/task")))
 """
     env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env).stdout
-    assert told.strip() == "1"
+    outputs = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
+    ).stdout
+    assert outputs.strip() == "1"
 
 
 def test_what_a_decode_process_imports_of_its_parents_file_is_not_the_command_line() -> None:
     scripts = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, _ = scripts["cxrbatch"].partition(":")
     program = f"import sys, {module}; print('cxrbatch.cli' in sys.modules, 'numpy' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert told.split() == ["False", "False"]
+    outputs = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert outputs.split() == ["False", "False"]
 
 
 def test_a_settings_file_that_cannot_be_looked_for_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

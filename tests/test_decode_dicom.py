@@ -1,4 +1,4 @@
-"""DICOM: every transfer syntax and pixel layout, each compared with the picture it was made from."""
+"""DICOM: every transfer syntax and pixel layout, each compared with the image it was made from."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cxrbatch.decode import Identifiers, Limits, decode_bytes, read_grey
-from cxrbatch.dicom.frames import decoder_table
 from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes, read_grey
+from cxrbatch.imaging.dicom.frames import decoder_table
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
 
-FILM = draw_chest(Chest(rows=160, columns=144))
-EIGHT = np.rint(FILM * 255).astype(np.uint8)
-TWELVE = np.rint(FILM * 3600 + 200).astype(np.uint16)
+IMAGE = draw_chest(Chest(rows=160, columns=144))
+EIGHT = np.rint(IMAGE * 255).astype(np.uint8)
+TWELVE = np.rint(IMAGE * 3600 + 200).astype(np.uint16)
 LIMITS = Limits()
 LOSSLESS = [
     ImplicitVRLittleEndian,
@@ -258,6 +258,19 @@ def test_odd_length_and_unused_bits() -> None:
     np.testing.assert_array_equal(read_grey(write_dicom(overlaid))[0], expected)
 
 
+@pytest.mark.parametrize(
+    "syntax",
+    [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLSLossless],
+    ids=lambda uid: uid.keyword,
+)
+def test_a_stray_sequence_delimiter_behind_the_pixels_is_passed_over(syntax: UID) -> None:
+    stray = b"\xff\xfe\xe0\xdd" if syntax == ExplicitVRBigEndian else b"\xfe\xff\xdd\xe0"
+    for tail in (stray + bytes(4), (stray + bytes(4)) * 2):
+        grey, facts = read_grey(write_dicom(as_dicom(EIGHT, syntax)) + tail)
+        np.testing.assert_array_equal(grey, EIGHT)
+        assert facts.quality_flags == ()
+
+
 @pytest.mark.parametrize("with_table", [True, False])
 def test_of_many_frames_the_first_is_read_and_flagged(with_table: bool) -> None:
     frames = [imagecodecs.jpegls_encode(EIGHT), imagecodecs.jpegls_encode(EIGHT[::-1].copy())]
@@ -284,7 +297,7 @@ def test_j2k_whose_sign_differs_from_the_header() -> None:
     np.testing.assert_array_equal(grey, read_grey(write_dicom(as_dicom(unsigned, bits=12)))[0])
 
 
-def test_what_is_no_picture_says_so() -> None:
+def test_what_is_no_image_says_so() -> None:
     bare = as_dicom(EIGHT)
     del bare.PixelData
     assert refusal(write_dicom(bare)) == ReasonCode.NO_PIXEL_DATA
@@ -339,6 +352,17 @@ def test_identifiers_are_hashed_kept_or_dropped() -> None:
         assert "SYNTH-" not in shown
         assert "PHANTOM" not in shown
     assert "key" not in repr(Identifiers("hash", b"key"))
+
+
+@pytest.mark.parametrize(
+    ("age", "flagged"),
+    [("017Y", True), ("018Y", False), ("011M", True), ("216M", False), ("003D", True), ("", False), ("Y", False)],
+)
+def test_a_child_is_flagged_by_the_age_in_its_header(age: str, flagged: bool) -> None:
+    dataset = as_dicom(EIGHT)
+    dataset.PatientAge = age
+    facts = read_grey(write_dicom(dataset))[1]
+    assert ("paediatric" in facts.quality_flags) is flagged
 
 
 def test_every_transfer_syntax_has_a_decoder() -> None:

@@ -1,4 +1,4 @@
-"""Rasters, junk and the file system: content decides, and everything that goes wrong has a reason."""
+"""Rasters, junk and the file system: the content decides, and every failure has a reason code."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cxrbatch import decode
-from cxrbatch.decode import Identifiers, Limits, decode_bytes, decode_file, read_grey
 from cxrbatch.errors import ReasonCode, Rejected, Retry
-from cxrbatch.formats import raster
-from cxrbatch.nouns import PlaneSpec
+from cxrbatch.imaging import decode
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes, decode_file, read_grey
+from cxrbatch.imaging.formats import raster
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, colour_pattern, draw_chest
+from cxrbatch.types import ModelInputSpec
 
-FILM = draw_chest(Chest(rows=160, columns=144))
-GREY = np.rint(FILM * 255).astype(np.uint8)
-WIDE = np.rint(FILM * 65535).astype(np.uint16)
+IMAGE = draw_chest(Chest(rows=160, columns=144))
+GREY = np.rint(IMAGE * 255).astype(np.uint8)
+WIDE = np.rint(IMAGE * 65535).astype(np.uint16)
 COLOUR = colour_pattern(rows=120, columns=160)
 LIMITS = Limits()
 WHO = Identifiers("hash", b"key")
 
 
-def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -64,12 +64,14 @@ def test_pydicom_is_loaded_with_the_first_dicom_file(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.png")
     (tmp_path / "b.dcm").write_bytes(write_dicom(as_dicom(GREY)))
     program = (
-        "import sys; from pathlib import Path; from cxrbatch.decode import read_grey\n"
+        "import sys; from pathlib import Path; from cxrbatch.imaging.decode import read_grey\n"
         "for name in ('a.png', 'b.dcm'):\n"
         "    read_grey((Path(sys.argv[1]) / name).read_bytes()); print('pydicom' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False", "True"]
+    reported = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert reported.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize(
@@ -151,10 +153,10 @@ def test_png_of_16_bits() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA"])
 def test_png_of_8_bits_is_what_pillow_makes_of_it(mode: str) -> None:
-    picture = Image.fromarray(GREY if mode in ("L", "LA") else COLOUR).convert(mode)
+    image = Image.fromarray(GREY if mode in ("L", "LA") else COLOUR).convert(mode)
     if "A" in mode:
-        picture.putalpha(Image.fromarray(np.roll(GREY, 9, 0)[: picture.height, : picture.width]).resize(picture.size))
-    data = saved(picture, "PNG", dpi=(300, 300), icc_profile=b"none that could be read")
+        image.putalpha(Image.fromarray(np.roll(GREY, 9, 0)[: image.height, : image.width]).resize(image.size))
+    data = saved(image, "PNG", dpi=(300, 300), icc_profile=b"none that could be read")
     by_pillow, flags = raster.flatten_alpha(np.asarray(Image.open(io.BytesIO(data)).convert(mode)))
     grey, facts = read_grey(data)
     np.testing.assert_array_equal(grey, luma(by_pillow) if by_pillow.ndim == 3 else by_pillow)
@@ -240,10 +242,60 @@ def test_tiff_pages_and_jpeg_strips() -> None:
     assert np.abs(jpeg.astype(int) - GREY).mean() < 4
 
 
+def bit_packed(samples: Any, bits: int, rows_in_strip: int, planar: int = 1) -> bytes:
+    """A TIFF file of LZW strips: rows start on a byte; the last strip of each component has the remaining rows."""
+    height, width = samples.shape[:2]
+    count = 1 if samples.ndim == 2 else samples.shape[2]
+    flat = [samples.reshape(height, -1)] if planar == 1 else list(np.moveaxis(samples, -1, 0))
+    body, offsets, counts = bytearray(b"II*\0\0\0\0\0"), [], []
+    for model_input in flat:
+        bit_rows = (model_input[..., None] >> np.arange(bits)[::-1]) & 1
+        rows = np.packbits(bit_rows.reshape(height, -1).astype(np.uint8), axis=1)
+        for first in range(0, height, rows_in_strip):
+            packed = bytes(imagecodecs.lzw_encode(rows[first : first + rows_in_strip].tobytes()))
+            offsets.append(len(body))
+            counts.append(len(packed))
+            body += packed + b"\0" * (len(packed) % 2)
+    tags = {256: [width], 257: [height], 258: [bits] * count, 259: [5], 262: [1 if count == 1 else 2], 273: offsets}
+    tags |= {277: [count], 278: [rows_in_strip], 279: counts, 284: [planar]}
+    entries = b""
+    for tag, values in tags.items():
+        raw = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            raw, body = struct.pack("<I", len(body)), body + raw
+        entries += struct.pack("<HHI", tag, 4, len(values)) + raw
+    body[4:8] = struct.pack("<I", len(body))
+    return bytes(body + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows_in_strip", [7, 101, 200])
+def test_lzw_rows_that_end_within_a_byte(bits: int, rows_in_strip: int) -> None:
+    levels = GREY[:101, :91] >> (8 - bits)
+    data = bit_packed(levels, bits, rows_in_strip)
+    np.testing.assert_array_equal(read_grey(data)[0], levels.astype(int) * 255 // (2**bits - 1))
+    by_libtiff = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    np.testing.assert_array_equal(by_libtiff, levels.astype(int) * 255 // (2**bits - 1))
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+def test_lzw_colour_whose_last_strips_are_short(planar: int) -> None:
+    rgb = np.stack([GREY[:101, :91], GREY[100::-1, :91], GREY[:101, 90::-1]], axis=-1)
+    data = bit_packed(rgb, 8, 7, planar)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), rgb)
+    np.testing.assert_array_equal(read_grey(data)[0], luma(rgb))
+    # A strip in the middle that lacks a row is damage, even if it is as long as the last strip of a component.
+    cut = bit_packed(rgb[:-1], 8, 7, planar).replace(
+        struct.pack("<HHII", 257, 4, 1, 100), struct.pack("<HHII", 257, 4, 1, 101)
+    )
+    with pytest.raises(Rejected, match="another length"):
+        read_grey(cut)
+
+
 JUNK = {
     "empty": (b"", ReasonCode.EMPTY_FILE),
-    "text": (b"not a film\n" * 50, ReasonCode.NOT_AN_IMAGE),
-    "utf16": ("not a film\n".encode("utf-16") * 50, ReasonCode.NOT_AN_IMAGE),
+    "text": (b"not an image\n" * 50, ReasonCode.NOT_AN_IMAGE),
+    "utf16": ("not an image\n".encode("utf-16") * 50, ReasonCode.NOT_AN_IMAGE),
     "html": (b"<html><body>502</body></html>", ReasonCode.NOT_AN_IMAGE),
     "pdf": (b"%PDF-1.7\n" + bytes(500), ReasonCode.NOT_AN_IMAGE),
     "elf": (b"\x7fELF\x02\x01\x01" + bytes(500), ReasonCode.NOT_AN_IMAGE),
@@ -275,10 +327,24 @@ def test_junk_gets_a_reason_and_a_sentence(kind: str) -> None:
         assert caught.value.reason_code == expected
 
 
-def test_a_zip_archive_is_no_picture() -> None:
+def test_an_error_of_our_own_leaves_its_type_and_place_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> bool:
+        raise ZeroDivisionError("DOE^JANE")
+
+    monkeypatch.setattr(decode, "looks_negative", broken)
+    with pytest.raises(Rejected, match="ZeroDivisionError") as caught:
+        read_grey(saved(Image.fromarray(GREY), "PNG"))
+    assert caught.value.reason_code is ReasonCode.CORRUPT_PIXELS
+    assert "ZeroDivisionError" in caplog.text and "test_decode_files.py:" in caplog.text
+    assert "DOE" not in caplog.text
+
+
+def test_a_zip_archive_is_no_image() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("film.png", saved(Image.fromarray(GREY), "PNG"))
+        archive.writestr("image.png", saved(Image.fromarray(GREY), "PNG"))
     with pytest.raises(Rejected, match="not_an_image"):
         read_grey(buffer.getvalue())
 
@@ -306,19 +372,22 @@ def read(path: Path, **changes: int) -> Any:
     status = os.stat(path) if os.path.exists(path) else None
     size = changes.get("size", status.st_size if status else 0)
     mtime_ns = changes.get("mtime_ns", status.st_mtime_ns if status else 0)
-    return decode_file(str(path), size, mtime_ns, (PlaneSpec(64), PlaneSpec(32, fit="stretch")), LIMITS, WHO)
+    return decode_file(str(path), size, mtime_ns, (ModelInputSpec(64), ModelInputSpec(32, fit="stretch")), LIMITS, WHO)
 
 
-def test_a_file_gives_hash_facts_and_planes(tmp_path: Path) -> None:
+def test_a_file_gives_hash_facts_and_model_inputs(tmp_path: Path) -> None:
     import hashlib
 
-    path = tmp_path / "film named wrongly.dcm"
+    path = tmp_path / "image named wrongly.dcm"
     data = saved(Image.fromarray(GREY), "PNG")
     path.write_bytes(data)
     image = read(path)
     assert image.sha256 == hashlib.sha256(data).hexdigest()
     assert image.facts.format == "png"
-    assert {spec.size: plane.shape for spec, plane in image.planes.items()} == {64: (64, 64), 32: (32, 32)}
+    assert {spec.size: model_input.shape for spec, model_input in image.model_inputs.items()} == {
+        64: (64, 64),
+        32: (32, 32),
+    }
     assert decode_bytes(data, (), LIMITS, WHO).facts == image.facts
 
 
@@ -329,14 +398,14 @@ def test_the_file_system_s_troubles(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert str(tmp_path) not in str(caught.value)
         return caught.value.reason_code, isinstance(caught.value, Retry)
 
-    film = tmp_path / "film.png"
-    film.write_bytes(saved(Image.fromarray(GREY), "PNG"))
+    image = tmp_path / "image.png"
+    image.write_bytes(saved(Image.fromarray(GREY), "PNG"))
     assert reason(tmp_path / "gone.png") == (ReasonCode.VANISHED, True)
-    assert reason(film, size=1) == (ReasonCode.CHANGED_WHILE_READ, True)
-    assert reason(film, mtime_ns=1) == (ReasonCode.CHANGED_WHILE_READ, True)
-    os.utime(film, ns=(0, 2**63 + 10**18))  # the year 2294, which the ledger cannot hold
-    assert read(film).facts == read(film, mtime_ns=2**63 - 1).facts
-    assert reason(film, mtime_ns=1) == (ReasonCode.CHANGED_WHILE_READ, True)
+    assert reason(image, size=1) == (ReasonCode.CHANGED_WHILE_READ, True)
+    assert reason(image, mtime_ns=1) == (ReasonCode.CHANGED_WHILE_READ, True)
+    os.utime(image, ns=(0, 2**63 + 10**18))  # the year 2294, which the job queue cannot hold
+    assert read(image).facts == read(image, mtime_ns=2**63 - 1).facts
+    assert reason(image, mtime_ns=1) == (ReasonCode.CHANGED_WHILE_READ, True)
     os.mkfifo(tmp_path / "fifo.dcm")
     assert reason(tmp_path / "fifo.dcm") == (ReasonCode.NOT_A_REGULAR_FILE, False)
     assert reason(Path("/dev/zero")) == (ReasonCode.NOT_A_REGULAR_FILE, False)
@@ -349,13 +418,13 @@ def test_the_file_system_s_troubles(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(decode.os, "open", denied)
-        assert reason(film) == (ReasonCode.PERMISSION_DENIED, True)
+        assert reason(image) == (ReasonCode.PERMISSION_DENIED, True)
 
         def broken(*_: Any) -> int:
             raise OSError(5, "Input/output error", "/secret/path")
 
         patch.setattr(decode.os, "open", broken)
-        assert reason(film) == (ReasonCode.UNREADABLE, True)
+        assert reason(image) == (ReasonCode.UNREADABLE, True)
 
 
 def test_files_over_the_limit_are_not_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Everything that can lie in a folder is found once, and nothing hangs on it."""
+"""Every kind of directory entry is found once, and none blocks the walk."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cxrbatch.discover import Wanted, count_names, discover, roots_of
 from cxrbatch.errors import Fatal, ReasonCode
+from cxrbatch.intake.discover import Wanted, count_names, discover, roots_of
 
 ALL = Wanted(ignore_suffixes=(".part",))
 

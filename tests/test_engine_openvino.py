@@ -1,4 +1,4 @@
-"""OpenVINO gives torch's numbers, keeps what it converted, and makes way for torch where it does not agree."""
+"""OpenVINO gives the same numbers as torch, caches converted networks, and is not used where it disagrees."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from cxrbatch import engines
-from cxrbatch.bundles import Bundle, load_bundle
-from cxrbatch.engines import open_engine
-from cxrbatch.engines.openvino_engine import OpenVinoEngine
-from cxrbatch.engines.torch_engine import TorchEngine
-from cxrbatch.engines.verify import check_logits, check_planes
 from cxrbatch.errors import ExitCode, Fatal
-from making import make_bundle
+from cxrbatch.inference import engines
+from cxrbatch.inference.bundle import Bundle, load_bundle
+from cxrbatch.inference.engines import open_engine
+from cxrbatch.inference.engines.openvino_engine import OpenVinoEngine
+from cxrbatch.inference.engines.torch_engine import TorchEngine
+from cxrbatch.inference.engines.verify import check_logits, check_model_inputs
+from factories import make_bundle
 
 
 @pytest.fixture
@@ -29,14 +29,16 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
 
 def test_it_gives_what_torch_gives_for_any_batch_and_keeps_the_conversion(bundle: Bundle, tmp_path: Path) -> None:
-    planes = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
+    model_inputs = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
     network, reference = OpenVinoEngine().load(bundle.disease), TorchEngine("cpu").load(bundle.disease)
     for n in (5, 1, 3):
-        for ours, theirs in zip(network(planes[:n]), reference(planes[:n]), strict=True):
+        for ours, theirs in zip(network(model_inputs[:n]), reference(model_inputs[:n]), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    first = network(planes[:1])[0]
-    network(planes[1:2])
-    np.testing.assert_array_equal(first, network(planes[:1])[0], "results are copies, not the engine's own memory")
+    first = network(model_inputs[:1])[0]
+    network(model_inputs[1:2])
+    np.testing.assert_array_equal(
+        first, network(model_inputs[:1])[0], "results are copies, not the engine's own memory"
+    )
     (kept,) = (tmp_path / "cache/cxrbatch").glob("*.xml")
     before = kept.stat().st_mtime_ns
     OpenVinoEngine().load(bundle.disease)
@@ -45,17 +47,17 @@ def test_it_gives_what_torch_gives_for_any_batch_and_keeps_the_conversion(bundle
 
 def test_trained_networks_give_what_torch_gives(bundle: Bundle) -> None:
     for stage in load_bundle("default").stages:  # their batch norms do something
-        planes = check_planes(stage.plane.size)
+        model_inputs = check_model_inputs(stage.model_input.size)
         for ours, theirs in zip(
-            OpenVinoEngine().load(stage)(planes), TorchEngine("cpu").load(stage)(planes), strict=True
+            OpenVinoEngine().load(stage)(model_inputs), TorchEngine("cpu").load(stage)(model_inputs), strict=True
         ):
             np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 def test_an_architecture_without_a_graph_of_ours_is_converted(bundle: Bundle, tmp_path: Path) -> None:
     stage = load_bundle(make_bundle(tmp_path / "v3", with_gate=False, architecture="mobilenet_v3_large")).disease
-    planes = check_planes(64)
-    ours, theirs = (engine.load(stage)(planes)[0] for engine in (OpenVinoEngine(), TorchEngine("cpu")))
+    model_inputs = check_model_inputs(64)
+    ours, theirs = (engine.load(stage)(model_inputs)[0] for engine in (OpenVinoEngine(), TorchEngine("cpu")))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -63,13 +65,14 @@ def test_what_is_kept_depends_on_everything_it_was_made_from(bundle: Bundle, tmp
     OpenVinoEngine().load(bundle.disease)
     larger = load_bundle(make_bundle(tmp_path / "larger", size=96))  # the very same weights
     assert larger.disease.sha256 == bundle.disease.sha256
-    planes = np.zeros((1, 96, 96), np.uint8)
-    assert OpenVinoEngine().load(larger.disease)(planes)[0].shape == (1, 4)
+    model_inputs = np.zeros((1, 96, 96), np.uint8)
+    assert OpenVinoEngine().load(larger.disease)(model_inputs)[0].shape == (1, 4)
 
 
 def test_a_start_needs_no_torch_and_no_converter(bundle: Bundle) -> None:
     program = (
-        "import sys; from cxrbatch.bundles import load_bundle; from cxrbatch.engines import open_engine\n"
+        "import sys; from cxrbatch.inference.bundle import load_bundle\n"
+        "from cxrbatch.inference.engines import open_engine\n"
         f"engine = open_engine('auto', 'cpu', load_bundle({str(bundle.path)!r}))\n"
         "print(engine.name, *(name in sys.modules for name in ('torch', 'openvino.tools.ovc')))"
     )
@@ -111,20 +114,20 @@ def test_auto_takes_openvino_where_the_installed_torch_knows_no_gpu(
 
 
 def test_it_is_told_to_count_in_float32(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a processor with bfloat16 it would take that unasked, and probabilities would differ between machines."""
+    """By default it uses bfloat16 on processors that have it, and probabilities would differ between machines."""
     engine = OpenVinoEngine()
-    core, told = engine._core, []
+    core, reported = engine._core, []
 
     class Core:
         read_model = core.read_model
 
         def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
-            told.append(settings["INFERENCE_PRECISION_HINT"])
+            reported.append(settings["INFERENCE_PRECISION_HINT"])
             return core.compile_model(model, device, settings)
 
     monkeypatch.setattr(engine, "_core", Core())
     engine.load(bundle.disease)
-    assert told == ["f32"]
+    assert reported == ["f32"]
 
 
 def test_openvino_on_a_gpu_is_one_sentence() -> None:

@@ -13,24 +13,25 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from cxrbatch.bundles import load_bundle
-from cxrbatch.engines import torch_engine
-from cxrbatch.engines.networks import build_network, load_state
-from cxrbatch.engines.torch_engine import (
+from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.engines import torch_engine
+from cxrbatch.inference.engines.networks import build_network, load_state
+from cxrbatch.inference.engines.torch_engine import (
     TorchEngine,
+    ending_when_lost,
     fastest_batch,
     halving_on_oom,
     over_replicas,
     over_streams,
     torch_devices,
 )
-from cxrbatch.errors import ExitCode, Fatal
-from making import make_bundle
+from factories import make_bundle
 
 Result = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def planes(n: int, size: int = 64) -> NDArray[np.uint8]:
+def model_inputs(n: int, size: int = 64) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (n, size, size), dtype=np.uint8)
 
 
@@ -38,7 +39,7 @@ def test_the_engine_gives_what_the_plain_network_gives(tmp_path: Path) -> None:
     stage = load_bundle(make_bundle(tmp_path / "b")).disease
     net = build_network("mobilenet_v2", 1, 4)
     load_state(net, {k.removeprefix("network."): v for k, v in load_file(stage.weights).items()})
-    x = planes(3)
+    x = model_inputs(3)
     with torch.inference_mode():
         expected = net.eval()((torch.from_numpy(x)[:, None].float() / 255 - 0.5) / 0.5)
     logits, features = TorchEngine("cpu").load(stage)(x)
@@ -69,7 +70,7 @@ def test_out_of_memory_halves_the_batch_and_remembers() -> None:
         return numbered(x)
 
     run = halving_on_oom(device_with_room_for_three)
-    x = planes(16)
+    x = model_inputs(16)
     np.testing.assert_array_equal(run(x)[0], numbered(x)[0])
     assert tried[:4] == [16, 8, 4, 2]
     tried.clear()
@@ -82,7 +83,35 @@ def test_out_of_memory_for_a_single_image_is_not_hidden() -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        halving_on_oom(full)(planes(4))
+        halving_on_oom(full)(model_inputs(4))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_gpu_that_answers_nothing_any_more_ends_the_process(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    """No GPU here: after an assertion fails on a device, each later call fails in just this way."""
+
+    def synchronize(device: str) -> None:
+        if not answers:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def fails(x: NDArray[np.uint8]) -> Result:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
+    with pytest.raises(RuntimeError if answers else Fatal) as raised:
+        halving_on_oom(ending_when_lost(fails, "cuda:0"))(model_inputs(4))
+    if isinstance(raised.value, Fatal):
+        assert raised.value.exit_code == ExitCode.FATAL, "systemd starts it again"
+        assert str(raised.value).startswith("The GPU cuda:0 no longer answers")
+
+
+def test_out_of_memory_is_no_lost_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(x: NDArray[np.uint8]) -> Result:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        ending_when_lost(full, "cuda:0")(model_inputs(4))
 
 
 def test_the_second_stream_is_started_before_the_first_is_waited_for() -> None:
@@ -97,7 +126,7 @@ def test_the_second_stream_is_started_before_the_first_is_waited_for() -> None:
         return numbered(x)
 
     run = over_streams(start, finish, ["a", "b"])
-    x = planes(5)
+    x = model_inputs(5)
     np.testing.assert_array_equal(run(x)[0], numbered(x)[0])
     assert said == ["start 3 on a", "start 2 on b", "finish 3 on a", "finish 2 on b"]
     said.clear()
@@ -106,14 +135,14 @@ def test_the_second_stream_is_started_before_the_first_is_waited_for() -> None:
 
 
 class PlayedGpu(str):
-    """The processor under a GPU's name: what runs on it takes the road of CUDA."""
+    """The CPU under a GPU's name: networks on it take the code path of CUDA."""
 
     def startswith(self, prefix: str, *_: int) -> bool:  # type: ignore[override]
         return prefix == "cuda"
 
 
 class Overflowing(torch.nn.Module):
-    """Its first answer holds an infinity, as float16 does where a number is too large for it."""
+    """Its first result contains an infinity, like float16 when a number is too large."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +159,7 @@ class Overflowing(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")
-def test_the_road_of_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_pipeline_of_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said: list[str] = []
     here: list[object] = []
 
@@ -159,7 +188,7 @@ def test_the_road_of_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(torch.Tensor, "to", copied)
     stage, net = load_bundle(make_bundle(tmp_path / "b")).disease, Overflowing()
     run = torch_engine._runner(net, stage, PlayedGpu("cpu"))  # type: ignore[arg-type]
-    x = planes(5)
+    x = model_inputs(5)
     logits, _ = run(x)
     np.testing.assert_allclose(logits[:, 0], (x.mean((1, 2)) / 255 - 0.5) / 0.5, atol=1e-5)
     assert said == ["pinned", "copied on stream 0", "pinned", "copied on stream 1"]
@@ -169,7 +198,7 @@ def test_the_road_of_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_replicas_share_a_batch_and_keep_its_order() -> None:
     run = over_replicas([numbered, numbered, numbered])
     for n in (1, 2, 8):
-        x = planes(n)
+        x = model_inputs(n)
         np.testing.assert_array_equal(run(x)[0], numbered(x)[0])
 
 
@@ -220,8 +249,9 @@ def test_a_batch_is_shared_by_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch_engine, "_runner", lambda net, stage, device: Device(0, 0, room=40))
+    monkeypatch.setattr(torch_engine, "fastest_batch", lambda run, side: 32)  # the clock of a busy machine is no reason
     one, both = TorchEngine("auto"), TorchEngine("cuda:0,1")
     assert (one.device, both.device) == ("cuda:0", "cuda:0,cuda:1")
     one.load(stage)
     both.load(stage)
-    assert both.batch_size == 2 * one.batch_size <= 80
+    assert (one.batch_size, both.batch_size) == (32, 64)

@@ -1,4 +1,4 @@
-"""The pixel policy: each way to grey against pydicom's own processing, twins, fall-backs and flags."""
+"""The pixel policy: each path to grey compared with pydicom's own processing; twins, fallbacks and flags."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-from cxrbatch.decode import read_grey
 from cxrbatch.errors import ReasonCode, Rejected
-from cxrbatch.greyscale import GreyScale, Window
-from cxrbatch.normalize import fit_plane, render
-from cxrbatch.nouns import PlaneSpec
-from cxrbatch.polarity import looks_negative
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes, read_grey
+from cxrbatch.imaging.greyscale import GreyScale, Window
+from cxrbatch.imaging.normalize import fit_model_input, render
+from cxrbatch.imaging.polarity import looks_negative
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
+from cxrbatch.types import ModelInputSpec
 
-FILM = draw_chest(Chest(rows=160, columns=144))
-EIGHT = np.rint(FILM * 255).astype(np.uint8)
-TWELVE = np.rint(FILM * 3600 + 200).astype(np.uint16)
+IMAGE = draw_chest(Chest(rows=160, columns=144))
+EIGHT = np.rint(IMAGE * 255).astype(np.uint8)
+TWELVE = np.rint(IMAGE * 3600 + 200).astype(np.uint16)
 
 
 def lut_item(first: int, entries: Any, bits: int, **more: Any) -> Dataset:
@@ -74,10 +74,24 @@ def test_each_voi_path_agrees_with_pydicom(way: str) -> None:
         "first of several windows", "window linear"
     ).replace("window of width 1", "window linear")
     flags = {"saturated"} if "width 1" in way else {"polarity_suspect"} if "modality" in way else set()
-    assert set(facts.quality_flags) == flags  # the modality LUT here turns the film negative
+    assert set(facts.quality_flags) == flags  # the modality LUT here turns the image negative
 
 
-def test_8_bit_pictures_come_through_unchanged() -> None:
+@pytest.mark.parametrize("as_file", ["8 bit, stretched", "12 bit with a window", "large, shrunk while decoding"])
+def test_the_mean_grey_is_that_of_the_model_input_without_its_padding(as_file: str) -> None:
+    spec = ModelInputSpec(64, "stretch")  # no padding
+    if as_file.startswith("12"):
+        data = write_dicom(as_dicom(TWELVE, bits=12, WindowCenter="1800", WindowWidth="2500"))
+    else:
+        samples = EIGHT if as_file.startswith("8") else np.kron(EIGHT, np.ones((8, 8), np.uint8))
+        data = write_dicom(as_dicom(samples, bits=8))
+    decoded = decode_bytes(data, (spec, ModelInputSpec(64, "pad")), Limits(), Identifiers(mode="drop"))
+    assert decoded.facts.grey_mean == pytest.approx(decoded.model_inputs[spec].mean(), abs=0.6)
+    exact = decode_bytes(data, (spec,), Limits(), Identifiers(mode="drop"), exact=True)
+    assert decoded.facts.grey_mean == pytest.approx(exact.facts.grey_mean, abs=0.6)
+
+
+def test_8_bit_images_come_through_unchanged() -> None:
     grey, facts = read_grey(write_dicom(as_dicom(EIGHT)))
     np.testing.assert_array_equal(grey, EIGHT)
     assert (facts.grey_path, facts.inverted) == ("as_stored", False)
@@ -110,7 +124,7 @@ def test_padding_is_left_out_of_the_percentiles() -> None:
 
 @pytest.mark.parametrize("marks", ["monochrome1", "inverse", "both"])
 @pytest.mark.parametrize("way", ["none", "window", "sigmoid", "8 bit"])
-def test_a_genuine_negative_gives_the_same_picture(marks: str, way: str) -> None:
+def test_a_genuine_negative_gives_the_same_image(marks: str, way: str) -> None:
     rng = np.random.default_rng(1)
     stored = EIGHT if way == "8 bit" else (TWELVE + rng.integers(0, 9, TWELVE.shape)).astype(np.uint16)
     bits, top = (8, 255) if way == "8 bit" else (12, 4095)
@@ -161,8 +175,8 @@ def test_windows_of_enhanced_objects_are_found() -> None:
     assert facts.grey_path == "window linear"
 
 
-def test_16_bit_pictures_that_fill_their_range_are_scaled_whole() -> None:
-    full = np.rint(FILM * 65535).astype(np.uint16)
+def test_16_bit_images_that_fill_their_range_are_scaled_whole() -> None:
+    full = np.rint(IMAGE * 65535).astype(np.uint16)
     rendered = render(full, GreyScale(16, may_fill_range=True))
     assert rendered.grey_path == "whole_range"
     np.testing.assert_allclose(rendered.grey, full / 257, atol=0.5 + 1e-6)
@@ -170,7 +184,7 @@ def test_16_bit_pictures_that_fill_their_range_are_scaled_whole() -> None:
     assert dim.grey_path == "percentile 0.5-99.5"
 
 
-def test_constant_pictures_are_refused_and_poor_ones_flagged() -> None:
+def test_constant_images_are_refused_and_poor_ones_flagged() -> None:
     scale = GreyScale(8)
     with pytest.raises(Rejected) as caught:
         render(np.full((200, 200), 9, np.uint8), scale)
@@ -202,18 +216,18 @@ def test_every_integer_and_float_container_gives_the_same_grey() -> None:
         np.testing.assert_array_equal(render(TWELVE.astype(kind), scale).grey, expected)
 
 
-def test_fit_plane_pads_with_black_and_keeps_the_shape() -> None:
+def test_fit_model_input_pads_with_black_and_keeps_the_shape() -> None:
     tall = np.full((200, 100), 255, np.uint8)
-    plane = fit_plane(tall, PlaneSpec(64))
-    assert plane.shape == (64, 64)
-    assert (plane[:, :16].max(), plane[:, 48:].max(), plane[:, 16:48].min()) == (0, 0, 255)
-    assert fit_plane(tall, PlaneSpec(64, fit="stretch")).min() == 255
+    model_input = fit_model_input(tall, ModelInputSpec(64))
+    assert model_input.shape == (64, 64)
+    assert (model_input[:, :16].max(), model_input[:, 48:].max(), model_input[:, 16:48].min()) == (0, 0, 255)
+    assert fit_model_input(tall, ModelInputSpec(64, fit="stretch")).min() == 255
 
 
-def test_a_film_shown_negative_is_suspected() -> None:
+def test_a_image_shown_negative_is_suspected() -> None:
     for seed in range(3):
-        film = np.rint(draw_chest(Chest(seed, rows=200, columns=180)) * 255).astype(np.uint8)
-        assert not looks_negative(film)
-        assert looks_negative(255 - film)
+        image = np.rint(draw_chest(Chest(seed, rows=200, columns=180)) * 255).astype(np.uint8)
+        assert not looks_negative(image)
+        assert looks_negative(255 - image)
     wrongly_tagged = write_dicom(as_dicom(EIGHT, PhotometricInterpretation="MONOCHROME1"))
     assert read_grey(wrongly_tagged)[1].quality_flags == ("polarity_suspect",)

@@ -1,4 +1,4 @@
-"""The C-STORE receiver: what it acknowledges is on the disk, and nothing else appears."""
+"""The C-STORE receiver: what it acknowledges is on disk, and nothing else appears."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from cxrbatch.dicom.receiver import ACCEPTED_SYNTAXES, STORAGE_CLASSES, Listen, Receiving, Tls, file_name, receive
 from cxrbatch.errors import Fatal
+from cxrbatch.intake.receiver import ACCEPTED_SYNTAXES, STORAGE_CLASSES, Listen, Receiving, Tls, file_name, receive
+from cxrbatch.own_objects import make_uid
 
 CLASSES = [
     ComputedRadiographyImageStorage,
@@ -96,6 +97,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+def test_a_file_system_without_hard_links_will_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "injected")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with listening(folder) as receiver, sender(receiver) as association:
+        for seed in (1, 2, 1, 2):
+            assert association.send_c_store(instance("1.2.3.4", seed=seed)).Status == 0x0000
+    assert len(stored(folder)) == 2
+
+
 def test_echo_and_each_storage_class(folder: Path) -> None:
     sent = [instance(sop_class=c, seed=i) for i, c in enumerate(CLASSES)]
     with listening(folder) as receiver:
@@ -131,12 +143,92 @@ def test_a_uid_never_becomes_a_path(folder: Path, uid: str) -> None:
 
 
 def test_an_instance_that_is_sent_again_is_kept_once(folder: Path) -> None:
-    dataset = instance("1.2.3.4")
-    other = instance("1.2.3.4", seed=9)  # the same UID cannot be another film: the first one stays
-    with listening(folder) as receiver, sender(receiver) as association:
-        assert [association.send_c_store(d).Status for d in (dataset, dataset, other)] == [0x0000] * 3
+    dataset, heard = instance("1.2.3.4"), Heard()
+    with listening(folder, heard) as receiver, sender(receiver) as association:
+        assert [association.send_c_store(dataset).Status for _ in range(3)] == [0x0000] * 3
     (kept,) = stored(folder)
-    assert pydicom.dcmread(kept).PixelData == dataset.PixelData
+    assert pydicom.dcmread(kept).PixelData == dataset.PixelData and not heard
+
+
+def test_a_resend_is_recognised_whoever_wrote_the_file_meta_information(folder: Path) -> None:
+    """A newer version of the DICOM library writes another version name into it."""
+    dataset = instance("1.2.3.4")
+    with listening(folder) as receiver, sender(receiver) as association:
+        association.send_c_store(dataset)
+        (kept,) = stored(folder)
+        older = pydicom.dcmread(kept)
+        older.file_meta.ImplementationVersionName = "OLDER"
+        older.save_as(kept)
+        assert association.send_c_store(dataset).Status == 0x0000
+    assert stored(folder) == [kept]
+
+
+def test_another_data_set_with_the_same_uid_is_kept_beside_the_first(folder: Path) -> None:
+    heard = Heard()
+    sent = [instance("1.2.3.4", seed=seed) for seed in range(3)]
+    with listening(folder, heard) as receiver, sender(receiver) as association:
+        for dataset in [*sent, *sent]:
+            assert association.send_c_store(dataset).Status == 0x0000
+    kept = stored(folder)
+    assert {pydicom.dcmread(path).PixelData for path in kept} == {dataset.PixelData for dataset in sent}
+    assert len(kept) == 3 and folder / file_name("1.2.3.4") in kept
+    assert pydicom.dcmread(folder / file_name("1.2.3.4")).PixelData == sent[0].PixelData
+    assert heard == [("duplicate_instance", {"state": "kept"})] * 2
+
+
+def test_two_receivers_on_one_folder_overwrite_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other receiver puts its file there between our check and our rename."""
+    first, second = instance("1.2.3.4", seed=1), instance("1.2.3.4", seed=2)
+    real, calls = os.fsync, list[int]()
+    with listening(folder) as one, listening(folder) as two, sender(one) as to_one, sender(two) as to_two:
+
+        def fsync(descriptor: int) -> None:
+            calls.append(descriptor)
+            if len(calls) == 1:
+                assert to_two.send_c_store(second).Status == 0x0000
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        assert to_one.send_c_store(first).Status == 0x0000
+    assert {pydicom.dcmread(path).PixelData for path in stored(folder)} == {first.PixelData, second.PixelData}
+
+
+def test_another_data_set_with_the_same_uid_is_refused_when_asked_to(folder: Path) -> None:
+    heard, first, other = Heard(), instance("1.2.3.4"), instance("1.2.3.4", seed=9)
+    with listening(folder, heard, duplicate_instances="refuse") as receiver, sender(receiver) as association:
+        assert [association.send_c_store(d).Status for d in (first, other, first)] == [0x0000, 0x0111, 0x0000]
+    (kept,) = stored(folder)
+    assert pydicom.dcmread(kept).PixelData == first.PixelData
+    assert heard == [("duplicate_instance", {"state": "refused"})]
+
+
+@pytest.mark.parametrize("there", ["empty file", "folder", "link to a file", "broken link", "fifo", "truncated"])
+@pytest.mark.parametrize("policy", ["keep", "refuse"])
+def test_what_lies_under_the_name_and_is_not_the_instance_is_not_acknowledged_as_it(
+    folder: Path, there: str, policy: str
+) -> None:
+    dataset, name = instance("1.2.3.4"), folder / file_name("1.2.3.4")
+    if there == "truncated" and policy == "refuse":
+        return  # another content under this UID
+    name.parent.mkdir()
+    (folder / "target").write_bytes(b"x")
+    match there:
+        case "empty file":
+            name.touch()
+        case "folder":
+            name.mkdir()
+        case "link to a file" | "broken link":
+            name.symlink_to("../target" if there == "link to a file" else "nowhere")
+        case "fifo":
+            os.mkfifo(name)
+        case "truncated":
+            name.write_bytes(b"half")
+    with listening(folder, duplicate_instances=policy) as receiver, sender(receiver) as association:
+        for _ in range(2):
+            assert association.send_c_store(dataset).Status == 0x0000
+    whole = [path for path in stored(folder) if path.stat().st_size > 1000]
+    assert [pydicom.dcmread(path).PixelData for path in whole] == [dataset.PixelData]
+    assert (folder / "target").read_bytes() == b"x"
 
 
 def test_the_same_instance_from_many_at_once_is_kept_once(folder: Path) -> None:
@@ -166,14 +258,14 @@ def test_who_may_send_and_what_we_are_called(folder: Path) -> None:
     assert not stored(folder)
 
 
-def test_a_full_disk_is_said_so_that_the_sender_keeps_its_film(folder: Path) -> None:
+def test_a_full_disk_is_said_so_that_the_sender_keeps_its_image(folder: Path) -> None:
     heard = Heard()
     with listening(folder, heard, min_free_bytes=2**60) as receiver, sender(receiver) as association:
         assert association.send_c_store(instance()).Status == 0xA700
     assert not stored(folder) and heard[0][0] == "disk_nearly_full"
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename"])
+@pytest.mark.parametrize("call", ["fsync", "link"])
 def test_a_write_that_fails_leaves_nothing_and_is_not_acknowledged(
     folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -183,7 +275,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_not_acknowledged(
     heard = Heard()
     with listening(folder, heard) as receiver, sender(receiver) as association:
         with monkeypatch.context() as broken:
-            broken.setattr("pathlib.Path.rename" if call == "rename" else "os.fsync", fail)
+            broken.setattr(f"os.{call}", fail)
             assert association.send_c_store(instance("1.2.3")).Status == 0xA700
         assert not stored(folder)
         assert association.send_c_store(instance("1.2.3")).Status == 0x0000
@@ -193,7 +285,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_not_acknowledged(
 def test_what_is_there_already_is_acknowledged_once_its_folder_is_on_the_disk(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The life before this one may have ended between the rename and the folder's fsync."""
+    """An earlier process may have ended between the rename and the folder's fsync."""
     real, synced = os.fsync, list[bool]()
 
     def fsync(descriptor: int) -> None:
@@ -280,7 +372,7 @@ def test_a_connection_that_says_nothing_is_ended(folder: Path) -> None:
 
 def test_left_over_temporary_files_are_swept(folder: Path) -> None:
     (folder / "ab").mkdir()
-    (folder / "ab" / ".0123456789abcdef.part").write_bytes(b"half a film")
+    (folder / "ab" / ".0123456789abcdef.part").write_bytes(b"half an image")
     (folder / "ab" / "keep.dcm").write_bytes(b"x")
     with listening(folder):
         assert stored(folder) == [folder / "ab" / "keep.dcm"]
@@ -325,12 +417,12 @@ def test_tls_lets_in_who_has_a_certificate(folder: Path, tmp_path: Path) -> None
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="dcmtk's storescu is not installed")
 def test_dcmtk_sends_to_it(folder: Path, tmp_path: Path) -> None:
     dataset = instance(seed=3)
-    dataset.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    dataset.save_as(tmp_path / "image.dcm", enforce_file_format=True)
     with listening(folder, ae_title="CXR", calling_ae_titles=("DCMTK",)) as receiver:
         command = ["storescu", "-aet", "DCMTK", "-aec", "CXR", receiver.host, str(receiver.port)]
-        subprocess.run([*command, str(tmp_path / "film.dcm")], check=True, capture_output=True, timeout=60)
+        subprocess.run([*command, str(tmp_path / "image.dcm")], check=True, capture_output=True, timeout=60)
         command[2] = "NOBODY"
-        refused = subprocess.run([*command, str(tmp_path / "film.dcm")], capture_output=True, timeout=60)
+        refused = subprocess.run([*command, str(tmp_path / "image.dcm")], capture_output=True, timeout=60)
         assert refused.returncode != 0
     (kept,) = stored(folder)
     assert pydicom.dcmread(kept).PixelData == dataset.PixelData
@@ -343,10 +435,10 @@ def test_jpeg_comes_as_it_was_sent(folder: Path, tmp_path: Path) -> None:
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     dataset.PixelData = encapsulate([b"\xff\xd8 not really \xff\xd9"])
     dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(tmp_path / "film.dcm", enforce_file_format=True)
+    dataset.save_as(tmp_path / "image.dcm", enforce_file_format=True)
     contexts = [build_context(CLASSES[0], JPEGBaseline8Bit)]
     with listening(folder) as receiver, sender(receiver, contexts) as association:
-        assert association.send_c_store(tmp_path / "film.dcm").Status == 0x0000
+        assert association.send_c_store(tmp_path / "image.dcm").Status == 0x0000
     (kept,) = stored(folder)
     assert pydicom.dcmread(kept).PixelData == dataset.PixelData
 
@@ -354,3 +446,18 @@ def test_jpeg_comes_as_it_was_sent(folder: Path, tmp_path: Path) -> None:
 def test_an_instance_without_a_uid_is_refused(folder: Path) -> None:
     event = type("Event", (), {"request": Dataset()})()
     assert Receiving(folder, Listen("", 0), Heard()).store(event) == 0xC000
+
+
+def test_what_cxrbatch_sent_to_a_pacs_is_not_taken_back(folder: Path) -> None:
+    heard = Heard()
+    with listening(folder, heard) as receiver, sender(receiver) as association:
+        assert association.send_c_store(instance(make_uid("a capture"))).Status == 0x0124
+        assert association.send_c_store(instance()).Status == 0x0000
+    assert len(stored(folder)) == 1
+    assert [event for event, _ in heard] == ["own_object_refused"]
+
+
+def test_a_structured_report_is_offered_no_context(folder: Path) -> None:
+    report = "1.2.840.10008.5.1.4.1.1.88.34"
+    with listening(folder) as receiver, sender(receiver, [build_context(report)]) as association:
+        assert not association.accepted_contexts

@@ -1,4 +1,4 @@
-"""`cxrbatch results`: which rows a table begins with."""
+"""`cxrbatch results`: the order of the rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from cxrbatch.cli import app
-from cxrbatch.nouns import Decision
 from cxrbatch.store import Store
-from store_films import begin, film
+from cxrbatch.types import Decision
+from store_images import begin, scored_file
 
 
 def test_a_table_begins_with_what_its_filter_is_about(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_a_table_begins_with_what_its_filter_is_about(tmp_path: Path) -> None:
     with Store.open(url, clock=lambda: next(times)) as store:
         run = begin(store)
         for path, confidence in (("/x/b", 0.6), ("/x/c", 0.9), ("/x/a", 0.8)):
-            unsure = film(path, "NORMAL", confidence, decision=Decision.NEEDS_REVIEW)
+            unsure = scored_file(path, "NORMAL", confidence, decision=Decision.NEEDS_REVIEW)
             store.record(run.run_id, run.cascade_id, [unsure])
 
     def order(*filters: str) -> str:

@@ -1,4 +1,4 @@
-"""The mark on copies: by it, and by looking at every row, the same contents have several paths."""
+"""The mark on copies finds the same contents with several paths as a look at every row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import pytest
 
 from cxrbatch.store import Store
-from cxrbatch.store.engine import connect
+from cxrbatch.store.connection import connect
 from cxrbatch.store.housekeeping import check, prune
 from cxrbatch.store.recording import write_outcomes
-from store_films import OTHER_CASCADE, begin, film, linked, reject
+from store_images import OTHER_CASCADE, begin, linked, reject, scored_file
 from test_store_queries import ask
 
 ALL_ROWS = """
@@ -28,7 +28,7 @@ def by_all_rows(store: Store) -> set[tuple[object, ...]]:
 
 
 def by_the_mark(store: Store) -> set[tuple[object, ...]]:
-    return set(ask(store, "Which files hold the same picture?"))
+    return set(ask(store, "Which files hold the same image?"))
 
 
 def marked(store: Store) -> list[str]:
@@ -45,7 +45,7 @@ def test_whatever_happens_to_paths_and_contents_no_copy_is_overlooked(store_url:
             outcomes = []
             for path in chance.sample([f"/{i}" for i in range(14)], chance.choice((1, 1, 2, 5))):
                 size, content = size + 1, f"content {chance.randrange(9)}"
-                kinds = (film(path, content=content, size=size), linked(path, content), reject(path, size=size))
+                kinds = (scored_file(path, content=content, size=size), linked(path, content), reject(path, size=size))
                 outcomes.append(chance.choice((*kinds, *kinds[:2])))
             store.record(run.run_id, run.cascade_id, outcomes, replace=chance.random() < 0.1)
             if chance.random() < 0.2:
@@ -62,13 +62,13 @@ def test_only_what_comes_second_is_marked(store_url: str) -> None:
     with Store.open(store_url) as store:
         run = begin(store)
         for _ in range(2):  # the second time with the same bytes: no path becomes a copy of itself
-            store.record(run.run_id, run.cascade_id, [film("/a"), film("/b"), linked("/c", "/a")])
-            store.record(run.run_id, run.cascade_id, [film("/d")])
+            store.record(run.run_id, run.cascade_id, [scored_file("/a"), scored_file("/b"), linked("/c", "/a")])
+            store.record(run.run_id, run.cascade_id, [scored_file("/d")])
             assert marked(store) == ["/c"]
         other = begin(store, OTHER_CASCADE)
-        store.record(other.run_id, other.cascade_id, [film("/a"), film("/b"), film("/d")])
+        store.record(other.run_id, other.cascade_id, [scored_file("/a"), scored_file("/b"), scored_file("/d")])
         assert marked(store) == ["/c"], "a second cascade reads the same bytes"
-        store.record(run.run_id, run.cascade_id, [film("/c", content="changed", size=2)])
+        store.record(run.run_id, run.cascade_id, [scored_file("/c", content="changed", size=2)])
         assert marked(store) == []
 
 
@@ -77,17 +77,17 @@ def test_two_that_record_one_content_at_once(store_url: str, known: bool) -> Non
     with Store.open(store_url) as store:
         run = begin(store)
         if known:
-            store.record(run.run_id, run.cascade_id, [film("/was", content="same")])
-            store.record(run.run_id, run.cascade_id, [film("/was", content="other", size=2)])
+            store.record(run.run_id, run.cascade_id, [scored_file("/was", content="same")])
+            store.record(run.run_id, run.cascade_id, [scored_file("/was", content="other", size=2)])
         second = threading.Thread(
-            target=store.record, args=(run.run_id, run.cascade_id, [film("/2", content="same")]), daemon=True
+            target=store.record, args=(run.run_id, run.cascade_id, [scored_file("/2", content="same")]), daemon=True
         )
         with connect(store.engine, write=True) as connection:
-            first = [film("/1", content="same")]
+            first = [scored_file("/1", content="same")]
             write_outcomes(connection, run.run_id, run.cascade_id, first, datetime.now(UTC))
             second.start()
             time.sleep(0.2)  # long enough to wait for us, or to be through
-        second.join(20)
+        second.join(60)
         assert len(by_all_rows(store)) == 1
         assert by_the_mark(store) == by_all_rows(store)
 
@@ -95,7 +95,7 @@ def test_two_that_record_one_content_at_once(store_url: str, known: bool) -> Non
 def test_check_finds_copies_without_a_mark(store_url: str) -> None:
     with Store.open(store_url) as store:
         run = begin(store)
-        store.record(run.run_id, run.cascade_id, [film("/a"), linked("/b", "/a"), film("/c")])
+        store.record(run.run_id, run.cascade_id, [scored_file("/a"), linked("/b", "/a"), scored_file("/c")])
         assert check(store_url) == []
         with connect(store.engine, write=True) as connection:
             connection.exec_driver_sql("UPDATE files SET is_copy = FALSE")

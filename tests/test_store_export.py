@@ -1,4 +1,4 @@
-"""Exports: whole or not at all, streamed, and harmless in a spreadsheet."""
+"""Exports: atomic, streamed, and harmless in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import csv
 import io
 import json
 import os
+import resource
+import secrets
+import signal
+import socket
+import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +21,12 @@ from typing import Any
 import pytest
 
 from cxrbatch.errors import Fatal, ReasonCode, Rejected
-from cxrbatch.nouns import Outcome
 from cxrbatch.store import RESULT_COLUMNS, Store
-from cxrbatch.store.engine import connect
+from cxrbatch.store.connection import connect
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, write_parquet, writer_for
 from cxrbatch.store.schema import files
-from store_films import begin, film, reject
+from cxrbatch.types import Outcome
+from store_images import begin, reject, scored_file
 
 
 @pytest.fixture
@@ -35,10 +39,17 @@ def store(store_url: str) -> Iterator[Store]:
             run.run_id,
             run.cascade_id,
             [
-                film('/d/0 é,"\n', "COVID19", 0.9, facts={"manufacturer": "=cmd|' /C calc'!A0", "inverted": True}),
+                scored_file(
+                    '/d/0 é,"\n',
+                    "COVID19",
+                    0.9,
+                    facts={"manufacturer": "=cmd|' /C calc'!A0", "inverted": True, "grey_mean": 131.25},
+                ),
                 Outcome(odd.file, rejected=said),
-                film(os.fsdecode(b"/d/2\xff"), ood_score=-0.5, facts={"modality": "-1", "body_part_examined": "@x"}),
-                film("/d/3", "NOT_CHEST", 0.75, facts={"manufacturer": "\t=1", "view_position": "+"}),
+                scored_file(
+                    os.fsdecode(b"/d/2\xff"), ood_score=-0.5, facts={"modality": "-1", "body_part_examined": "@x"}
+                ),
+                scored_file("/d/3", "NOT_CHEST", 0.75, facts={"manufacturer": "\t=1", "view_position": "+"}),
             ],
         )
         yield opened
@@ -116,41 +127,110 @@ def test_standard_output_is_utf8_and_stays_open(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_failing_export_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
-    target.write_text("before")
 
     def rows() -> Iterator[Any]:
         yield [None] * len(RESULT_COLUMNS)
         raise RuntimeError("the store went away")
 
     for write in (write_csv, write_jsonl, write_parquet):
+        target.unlink(missing_ok=True)
+        write(str(target), [["before", *[None] * (len(RESULT_COLUMNS) - 1)]])
+        before = target.read_bytes()
         with pytest.raises(RuntimeError, match="went away"):
             write(str(target), rows())
-        assert target.read_text() == "before"
+        assert target.read_bytes() == before
         assert os.listdir(tmp_path) == ["out.csv"]
 
 
-def test_a_link_is_followed_and_a_fifo_is_written_into(tmp_path: Path) -> None:
-    (tmp_path / "real.csv").write_text("before")
-    (tmp_path / "link.csv").symlink_to("real.csv")
-    write_csv(str(tmp_path / "link.csv"), [])
-    assert (tmp_path / "link.csv").is_symlink()
-    assert (tmp_path / "real.csv").read_text().startswith("path,label")
-    os.mkfifo(tmp_path / "fifo.csv")
-    reader = threading.Thread(target=lambda: got.append((tmp_path / "fifo.csv").read_text()))
-    got: list[str] = []
-    reader.start()
-    write_csv(str(tmp_path / "fifo.csv"), [])
-    reader.join()
-    assert got[0].startswith("path,label")
+@pytest.mark.parametrize("ending", ["\r", "\n", "\r\n"])
+def test_a_line_break_in_a_file_name_neither_splits_the_row_nor_hides_a_formula(
+    store_url: str, tmp_path: Path, ending: str
+) -> None:
+    name = f"/d/a{ending}=cmd|' /C calc'!A0.png"
+    plain = f"/d/b{ending}b.png"
+    with Store.open(store_url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(name), scored_file(plain)])
+        write_csv(str(tmp_path / "out.csv"), store.results())
+        write_jsonl(str(tmp_path / "out.jsonl"), store.results())
+    rows = read_csv(tmp_path / "out.csv")
+    assert [row["path"] for row in rows] == [name.replace("=", "'="), plain]
+    assert [row["label"] for row in rows] == ["NORMAL", "NORMAL"]
+    for line in (tmp_path / "out.csv").read_bytes().replace(b"\r", b"\n").split(b"\n"):
+        assert not line.startswith((b"=", b"+", b"-", b"@", b"\t")), line
+    assert json.loads((tmp_path / "out.jsonl").read_bytes().split(b"\n")[0])["path"] == name
+
+
+WRITERS: dict[str, Callable[..., int]] = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_only_regular_files_are_written_and_nothing_hangs(tmp_path: Path, kind: str) -> None:
+    write, target = WRITERS[kind], tmp_path / f"out.{kind}"
+    (tmp_path / f"real.{kind}").touch()
+    makers: dict[str, Callable[[], object]] = {
+        "a symlink": lambda: target.symlink_to(f"real.{kind}"),
+        "a FIFO": lambda: os.mkfifo(target),
+        "a folder": lambda: target.mkdir(),
+        "a socket": lambda: socket.socket(socket.AF_UNIX).bind(os.path.relpath(target)),
+    }
+    if os.geteuid() == 0:
+        makers["a device"] = lambda: os.mknod(target, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    for what, make in makers.items():
+        make()
+        before = os.lstat(target)
+        for attempt in (lambda: check_writable(str(target), write), lambda: write(str(target), [])):
+            with pytest.raises(Fatal, match=f"cannot be written: it is {what}"):
+                attempt()
+        assert os.lstat(target).st_ino == before.st_ino and (tmp_path / f"real.{kind}").read_bytes() == b""
+        target.rmdir() if target.is_dir() and not target.is_symlink() else target.unlink()
+    os.mkfifo(tmp_path / f".out.{kind}.part")  # the name beside it is not opened blindly either
+    with pytest.raises(Fatal, match="cannot be written"):
+        write(str(target), [])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_only_an_earlier_export_or_an_empty_file_is_replaced(tmp_path: Path, kind: str) -> None:
+    write, target = WRITERS[kind], tmp_path / f"out.{kind}"
+    for content in (b"\x89PNG\r\n\x1a\n", b"\0" * 128 + b"DICM", b"id,label\n1,x\n", b"[1]", b"PAR1 of others PAR1"):
+        target.write_bytes(content)
+        for attempt in (lambda: check_writable(str(target), write), lambda: write(str(target), [])):
+            with pytest.raises(Fatal, match="is there already"):
+                attempt()
+        assert target.read_bytes() == content
+        assert os.listdir(tmp_path) == [target.name]
+    target.write_bytes(b"")
+    rows = [[os.fspath(target), *[None] * (len(RESULT_COLUMNS) - 1)]]
+    for _ in range(2):
+        check_writable(str(target), write)
+        assert write(str(target), rows) == 1
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_a_sentence_and_keeps_what_was_there(tmp_path: Path, kind: str) -> None:
+    write, target = WRITERS[kind], tmp_path / f"out.{kind}"
+    write(str(target), [])
+    before = target.read_bytes()
+    rows = [[secrets.token_hex(2000), *[None] * (len(RESULT_COLUMNS) - 1)] for _ in range(100)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # EFBIG instead, which reads like ENOSPC
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        with pytest.raises(Fatal, match="cannot be written"):
+            write(str(target), rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert target.read_bytes() == before and os.listdir(tmp_path) == [target.name]
 
 
 def test_unwritable_targets_are_found_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for target in (tmp_path, tmp_path / "no" / "out.csv", tmp_path / "file" / "out.csv", Path("/proc/out.csv")):
         with pytest.raises(Fatal, match="cannot be written"):
-            check_writable(str(target))
+            check_writable(str(target), write_csv)
     monkeypatch.chdir(tmp_path)
-    for fine in ("-", str(tmp_path / "out.csv"), "out.csv", str(tmp_path / ("n" * 251 + ".csv")), "/dev/null"):
+    for fine in ("-", str(tmp_path / "out.csv"), "out.csv", str(tmp_path / ("n" * 251 + ".csv"))):
         check_writable(fine)
     assert os.listdir(tmp_path) == ["file"]
 
@@ -213,7 +293,7 @@ with Store.open(sys.argv[1]) as store:
 def test_memory_stays_flat_over_a_large_export(store_url: str, tmp_path: Path, kind: str) -> None:
     with Store.open(store_url) as store:
         run = begin(store)
-        store.record(run.run_id, run.cascade_id, [film(f"/d/{i:04}") for i in range(1000)])
+        store.record(run.run_id, run.cascade_id, [scored_file(f"/d/{i:04}") for i in range(1000)])
         names = ", ".join(column.name for column in files.c if column.name not in ("id", "path"))
         with connect(store.engine, write=True) as connection:
             for copy in range(5):

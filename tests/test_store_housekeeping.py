@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
-from cxrbatch.errors import Fatal
+from cxrbatch.cli import app
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.store import ReviewAction, Store
-from cxrbatch.store.engine import connect
+from cxrbatch.store.connection import connect
 from cxrbatch.store.housekeeping import Pruned, backup, check, prune
+from cxrbatch.store.review_schema import reads, review_status, reviews, round_assignments, round_items, rounds
+from cxrbatch.store.rounds import NewRound, close_round, create_round
 from cxrbatch.store.schema import audit, images, predictions, scores
-from store_films import begin, film, found, linked, reject
+from cxrbatch.store.work_list import Filters
+from fork_server import cxrbatch
+from store_images import begin, found, linked, reject, review, scored_file
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -26,10 +36,16 @@ def store(store_url: str) -> Iterator[Store]:
         opened.record(
             run.run_id,
             run.cascade_id,
-            [film("/gone/1"), film("/gone/2"), linked("/kept/2", "/gone/2"), film("/gone/3"), reject("/gone/4")],
+            [
+                scored_file("/gone/1"),
+                scored_file("/gone/2"),
+                linked("/kept/2", "/gone/2"),
+                scored_file("/gone/3"),
+                reject("/gone/4"),
+            ],
         )
         (reviewed,) = opened.everything_about("/gone/3")
-        opened.add_review(reviewed.file["prediction_id"], "dr_a", ReviewAction.FLAG, None)
+        review(opened, reviewed.file["image_id"], "dr_a", ReviewAction.FLAG)
         opened.mark_missing(run.run_id, ["/gone"], set())
         yield opened
 
@@ -51,7 +67,39 @@ def test_prune_forgets_what_has_long_been_gone_and_only_that(store: Store) -> No
     assert prune(store, 30, really=True, now=later) == Pruned(0, 0)
     with connect(store.engine) as connection:
         last = connection.execute(sa.select(audit).order_by(audit.c.id.desc()).limit(1)).one()
-    assert (last.event, last.detail) == ("pruned", '{"files": 4, "images": 1, "days": 30}')
+    assert (last.event, last.detail) == ("pruned", '{"files": 4, "images": 1, "reviews": 0, "days": 30}')
+
+
+def test_prune_takes_reviews_along_only_when_told(store: Store) -> None:
+    """What was reviewed goes with all that readers said of it, out of closed rounds too; audit stays whole."""
+    later, run = NOW + timedelta(days=30), begin(store)
+    store.unchanged([found("/gone/3")], run.cascade_id)
+    ids = {path: store.everything_about(path)[0].file["image_id"] for path in ("/kept/2", "/gone/3")}
+    read, unread = (make_round(store, name) for name in ("read", "unread"))  # both images
+    for image_id in ids.values():
+        review(store, image_id, "dr_a", ReviewAction.OVERRIDE, "COVID19", blinded=True, round_id=read)
+    store.mark_missing(run.run_id, ["/gone"], set())
+    events = number(store, audit)
+    assert prune(store, 30, really=True, now=later) == Pruned(4, 1)
+    close_round(store, read)
+    assert prune(store, 30, really=True, include_reviewed=True, now=later) == Pruned(0, 0)  # a round is open
+    close_round(store, unread)
+    assert prune(store, 30, really=False, include_reviewed=True, now=later) == Pruned(0, 1, 2)
+    assert (number(store, images), number(store, reviews)) == (2, 3)
+    assert prune(store, 30, really=True, include_reviewed=True, now=later) == Pruned(0, 1, 2)
+    left = (images, predictions, reviews, reads, review_status, rounds, round_items, round_assignments)
+    assert [number(store, table) for table in left] == [1, 1, 1, 1, 1, 2, 2, 2]
+    with connect(store.engine) as connection:
+        assert connection.execute(sa.select(reads.c.image_id)).scalar_one() == ids["/kept/2"]
+        assert [item.image_id for item in connection.execute(sa.select(round_items))] == 2 * [ids["/kept/2"]]
+        details = connection.execute(sa.select(audit.c.detail).where(audit.c.event == "pruned")).scalars().all()
+    assert details[-1] == '{"files": 0, "images": 1, "reviews": 2, "days": 30}'
+    assert number(store, audit) == events + 2
+
+
+def make_round(store: Store, name: str) -> int:
+    """All images that are there, read by dr_a."""
+    return create_round(store, NewRound(name, ("dr_a",), Filters(), "{}", size=9, reads_per_image=1), "chief")
 
 
 def test_prune_spares_what_has_returned(store: Store) -> None:
@@ -84,7 +132,7 @@ def test_check_finds_stale_copies_and_dangling_rows(store: Store, store_url: str
     assert check(store_url) == []
     with connect(store.engine, write=True) as connection:
         connection.exec_driver_sql("UPDATE files SET label = 'COVID19' WHERE path = '/kept/2'")
-    assert check(store_url) == ["1 files show another verdict than their prediction's row."]
+    assert check(store_url) == ["1 files show another prediction than their prediction's row."]
     if store_url.startswith("sqlite"):
         with store.engine.connect() as raw:
             driver = raw.connection.driver_connection
@@ -93,3 +141,73 @@ def test_check_finds_stale_copies_and_dangling_rows(store: Store, store_url: str
             driver.execute("DELETE FROM images WHERE id = 1")
             driver.execute("PRAGMA foreign_keys = ON")
         assert "rows that are not there" in check(store_url)[0]
+
+
+def test_a_backup_on_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(f"/in/{k}") for k in range(500)])
+    room = 64 * 1024  # bytes that a file may have: the kernel refuses the rest, as on a full disk
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "from cxrbatch.cli import main\n"
+        f"sys.argv = ['cxrbatch', '--db', 'sqlite:///store.db', 'db', 'backup', 'copy.db']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*copy*"))
+
+
+def test_a_backup_beside_a_writer_is_whole(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    with Store.open(url) as store:
+        run, stop = begin(store), threading.Event()
+
+        def write() -> None:
+            for k in itertools.count():
+                if stop.is_set():
+                    return
+                store.record(run.run_id, run.cascade_id, [scored_file(f"/in/{k}/{j}") for j in range(20)])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for k in range(3):
+                backup(url, tmp_path / f"{k}.db")
+        finally:
+            stop.set()
+            writer.join()
+    for k in range(3):
+        assert check(f"sqlite:///{tmp_path / f'{k}.db'}") == []
+        with Store.open(f"sqlite:///{tmp_path / f'{k}.db'}") as copy:
+            assert len(list(copy.results())) % 20 == 0  # transactions, whole
+
+
+def test_prune_goes_by_the_setting_and_says_so_where_there_is_none(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    now = [NOW - timedelta(days=100)]
+    with Store.open(url, clock=lambda: now[0]) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/gone/1"), scored_file("/kept/1")])
+        store.mark_missing(run.run_id, ["/gone"], set())
+    (tmp_path / "config.toml").write_text("retention_days = 30\n")
+    options = ["--db", url, "--config", str(tmp_path / "config.toml"), "db", "prune"]
+    assert "1 file(s), 1 content(s)." in CliRunner().invoke(app, options).output
+    assert "1 content(s), 0 review(s)." in CliRunner().invoke(app, [*options, "--include-reviewed"]).output
+    assert CliRunner().invoke(app, [*options, "--yes"]).exit_code == 0
+    with Store.open(url) as store:
+        assert [row.path for row in store.results()] == ["/kept/1"]
+    refused = CliRunner().invoke(app, ["--db", url, "db", "prune"])
+    assert isinstance(refused.exception, Fatal) and refused.exception.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("command", [["watch", "."], ["scan", "."], ["status"]])
+def test_every_daemon_refuses_a_store_of_a_newer_program(tmp_path: Path, command: list[str]) -> None:
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store, connect(store.engine, write=True) as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    done = cxrbatch("--db", "sqlite:///store.db", *command, cwd=tmp_path)
+    assert done.returncode == (3 if command == ["status"] else ExitCode.STORE_NOT_AT_HEAD), done.stderr
+    assert "newer than this program" in done.stdout + done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Any file name becomes a text that both stores keep, and no two become the same."""
+"""Any file name becomes a text that both databases can store, and no two become the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cxrbatch.store.paths import LONGEST, path_to_text, plain, text_to_path, under
 
-# Bytes that provoke: backslashes, x, hex digits, invalid UTF-8, a valid two-byte character.
+# Difficult bytes: backslashes, x, hex digits, invalid UTF-8, a valid two-byte character.
 NAMES = st.binary(max_size=40).map(lambda b: b.replace(b"\0", b"")) | st.lists(
     st.sampled_from([b"\\", b"x", b"\\x", b"f", b"0", b"\xff", b"\x80", b"\xc3\xa9", b"/", b"a"]), max_size=12
 ).map(b"".join)
@@ -40,7 +40,7 @@ def test_under_holds_exactly_what_lies_below(folder: bytes, name: bytes) -> None
 
 
 def test_usual_names_are_kept_as_they_are() -> None:
-    for name in ("/a/b.dcm", "/ü/日本.png", "/C:\\films\\b.dcm", "/=cmd|' /C calc'!A0", "/\x1b[31m", "/a\nb"):
+    for name in ("/a/b.dcm", "/ü/日本.png", "/C:\\images\\b.dcm", "/=cmd|' /C calc'!A0", "/\x1b[31m", "/a\nb"):
         assert path_to_text(name) == name
 
 

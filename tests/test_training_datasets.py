@@ -11,19 +11,19 @@ from PIL import Image
 
 from cxrbatch.errors import Fatal
 from cxrbatch.training.datasets import (
-    Film,
+    LabelledImage,
     balanced_weights,
     data_digest,
     find_folders,
     grouped_split,
     label_matches,
-    read_film,
-    read_films,
+    read_image,
+    read_images,
     shrink,
 )
 from cxrbatch.training.preparation import prepare
 from cxrbatch.training.recipes import load_recipe
-from training_films import make_folder, write_recipe
+from training_images import make_folder, write_recipe
 
 
 def test_all_three_layouts_are_found(tmp_path: Path) -> None:
@@ -31,31 +31,31 @@ def test_all_three_layouts_are_found(tmp_path: Path) -> None:
     flat = tmp_path / "all" / "flat"
     (tmp_path / "all" / "split" / "train").rename(tmp_path / "moved")
     (tmp_path / "moved").rename(flat)
-    assert {f.split for f in find_folders(split)[0].films} == {"test"}
-    assert Counter(f.label for f in find_folders(flat)[0].films) == {"NORMAL": 2, "SICK": 2}
-    assert {f.split for f in find_folders(flat)[0].films} == {"train"}
+    assert {f.split for f in find_folders(split)[0].images} == {"test"}
+    assert Counter(f.label for f in find_folders(flat)[0].images) == {"NORMAL": 2, "SICK": 2}
+    assert {f.split for f in find_folders(flat)[0].images} == {"train"}
     assert [folder.name for folder in find_folders(tmp_path / "all")] == ["flat", "split"]
     assert [folder.name for folder in find_folders(tmp_path / "all", only=("flat", "absent"))] == ["flat"]
 
 
 def test_the_manifest_gives_source_and_patient(tmp_path: Path) -> None:
-    film = find_folders(make_folder(tmp_path, manifest=True))[0].films[3]
-    assert (film.path.name, film.source, film.group) == ("11.png", "site1", "train-NORMAL-5")
+    image = find_folders(make_folder(tmp_path, manifest=True))[0].images[3]
+    assert (image.path.name, image.source, image.group) == ("11.png", "site1", "train-NORMAL-5")
 
 
 def test_a_collections_manifest_counts_for_each_of_its_tasks(tmp_path: Path) -> None:
     make_folder(tmp_path / "task")
     (tmp_path / "manifest.csv").write_text("path,source,group\ntask/train/SICK/0.png,clinic,p1\n")
-    for films in (find_folders(tmp_path / "task")[0].films, find_folders(tmp_path)[0].films):
-        found = {f.path.relative_to(tmp_path).as_posix(): (f.source, f.group) for f in films}
+    for images in (find_folders(tmp_path / "task")[0].images, find_folders(tmp_path)[0].images):
+        found = {f.path.relative_to(tmp_path).as_posix(): (f.source, f.group) for f in images}
         assert found["task/train/SICK/0.png"] == ("clinic", "p1")
         assert found["task/train/SICK/1.png"][0] == ""
 
 
-def test_no_folder_and_no_pictures_are_one_sentence(tmp_path: Path) -> None:
+def test_no_folder_and_no_images_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(Fatal, match="does not exist"):
         find_folders(tmp_path / "nowhere")
-    with pytest.raises(Fatal, match="no labelled pictures"):
+    with pytest.raises(Fatal, match="no labelled images"):
         find_folders(tmp_path)
 
 
@@ -67,12 +67,12 @@ def test_labels_match_across_spellings() -> None:
 
 
 def test_a_patient_is_never_parted(tmp_path: Path) -> None:
-    films = [Film(Path(f"{i}.png"), "A", "train", "", f"patient{i // 3}") for i in range(90)]
-    train, val = grouped_split(films, 0.2, seed=1)
+    images = [LabelledImage(Path(f"{i}.png"), "A", "train", "", f"patient{i // 3}") for i in range(90)]
+    train, val = grouped_split(images, 0.2, seed=1)
     assert not {f.group for f in train} & {f.group for f in val}
     assert 18 <= len(val) <= 20 and len(train) + len(val) == 90
-    assert grouped_split(films, 0.2, seed=1) == (train, val)
-    assert grouped_split(films, 0.2, seed=2) != (train, val)
+    assert grouped_split(images, 0.2, seed=1) == (train, val)
+    assert grouped_split(images, 0.2, seed=2) != (train, val)
 
 
 def test_balanced_weights_are_even_over_classes_and_damped_over_sources() -> None:
@@ -86,12 +86,12 @@ def test_balanced_weights_are_even_over_classes_and_damped_over_sources() -> Non
     assert even[:81].sum() == pytest.approx(even[81:100].sum())
 
 
-def test_16_bit_films_are_not_washed_out_and_greys_are_unchanged(tmp_path: Path) -> None:
+def test_16_bit_images_are_not_washed_out_and_greys_are_unchanged(tmp_path: Path) -> None:
     grey = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
     Image.fromarray(grey).save(tmp_path / "8.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
-    np.testing.assert_array_equal(read_film(tmp_path / "8.png"), grey)
-    deep = read_film(tmp_path / "16.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "8.png"), grey)
+    deep = read_image(tmp_path / "16.png")
     assert deep.std() > 40 and deep.max() > 200
 
 
@@ -107,18 +107,18 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
     (root / "train" / "SICK" / "empty.jpg").write_bytes(b"")
     Image.new("L", (9, 9)).save(root / "train" / "SICK" / "other.bmp")
     (root / "train" / "SICK" / "Thumbs.db").write_bytes(b"x")
-    films = find_folders(root)[0].films
-    read, pictures, lost = read_films(films, 40)
-    assert len(read) == len(pictures) == len(films) - 3
-    assert {film.path.name for film, _ in lost} == {"broken.png", "empty.jpg", "other.bmp"} and all(
+    images = find_folders(root)[0].images
+    read, arrays, lost = read_images(images, 40)
+    assert len(read) == len(arrays) == len(images) - 3
+    assert {image.path.name for image, _ in lost} == {"broken.png", "empty.jpg", "other.bmp"} and all(
         why for _, why in lost
     )
 
 
 def test_the_digest_follows_contents_and_labels_not_order(tmp_path: Path) -> None:
-    films = list(find_folders(make_folder(tmp_path))[0].films)
-    assert data_digest(films) == data_digest(films[::-1])
-    assert data_digest(films) != data_digest(films[1:])
+    images = list(find_folders(make_folder(tmp_path))[0].images)
+    assert data_digest(images) == data_digest(images[::-1])
+    assert data_digest(images) != data_digest(images[1:])
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_a_class_that_the_recipe_names_and_nobody_has_is_said(tmp_path: Path) ->
 
 def test_a_limit_keeps_every_class(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", ("A", "B", "C"), {"train": 20, "val": 10})
-    films = prepare(load_recipe(write_recipe(tmp_path / "r.toml")), root, 12)
-    assert Counter(films.train_labels) == {0: 4, 1: 4, 2: 4} and len(films.val) == 12
+    images = prepare(load_recipe(write_recipe(tmp_path / "r.toml")), root, 12)
+    assert Counter(images.train_labels) == {0: 4, 1: 4, 2: 4} and len(images.val) == 12
 
 
 def test_a_gate_says_one_for_what_passes(tmp_path: Path) -> None:
@@ -158,8 +158,17 @@ def test_a_gate_says_one_for_what_passes(tmp_path: Path) -> None:
         ('role = "disease"', 'role = "gate"'),
         ("[[phases]]", '[classes]\nCHEST = ["NORMAL"]\nNOT_CHEST = ["NOT_CHEST"]\n[[phases]]'),
     )
-    films = prepare(load_recipe(write_recipe(tmp_path / "r.toml", *changes)), root, None)
-    assert films.classes == ("CHEST",)
-    assert [label for film, label in zip(films.train, films.train_labels, strict=True) if film.label == "NORMAL"] == [
-        1
-    ] * 12
+    images = prepare(load_recipe(write_recipe(tmp_path / "r.toml", *changes)), root, None)
+    assert images.classes == ("CHEST",)
+    assert [
+        label for image, label in zip(images.train, images.train_labels, strict=True) if image.label == "NORMAL"
+    ] == [1] * 12
+
+
+def test_a_table_in_a_neighbouring_folder_does_not_make_the_tasks_classes(tmp_path: Path) -> None:
+    make_folder(tmp_path / "task", ("NORMAL", "COVID19"), {"train": 1, "test": 2})
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "labels.csv").write_text("path,label\n")
+    folders = find_folders(tmp_path)
+    assert [folder.name for folder in folders] == ["task"]
+    assert {image.split for image in folders[0].images} == {"train", "test"}

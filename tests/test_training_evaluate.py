@@ -1,4 +1,4 @@
-"""Evaluate and calibrate: the numbers are the cascade's own, chosen on validation, and the bundle keeps working."""
+"""Evaluate and calibrate: the numbers are the cascade's, chosen on validation, and the bundle stays valid."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cxrbatch.bundles import SHIPPED, load_bundle
-from cxrbatch.cascade import Cascade
-from cxrbatch.decode import Identifiers, Limits, decode_bytes
-from cxrbatch.engines.torch_engine import TorchEngine
-from cxrbatch.engines.verify import largest_difference
 from cxrbatch.errors import Fatal
-from cxrbatch.nouns import Decision, Verdict
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
+from cxrbatch.inference.bundle import SHIPPED, load_bundle
+from cxrbatch.inference.cascade import Cascade
+from cxrbatch.inference.engines.torch_engine import TorchEngine
+from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.training.bundle_writer import change_stage
 from cxrbatch.training.calibrate import calibrate
 from cxrbatch.training.card import card_text, write_card
-from cxrbatch.training.datasets import find_folders, leaked_films, split_films
+from cxrbatch.training.datasets import find_folders, leaked_images, split_images
 from cxrbatch.training.evaluate import evaluate
 from cxrbatch.training.plots import plot_evaluation
 from cxrbatch.training.report import print_report
-from cxrbatch.training.scores import score_films
+from cxrbatch.training.scores import score_images
 from cxrbatch.training.shortcuts import cam_outside, source_probe
-from making import make_bundle
-from training_films import draw, make_folder
+from cxrbatch.types import Decision, Prediction
+from factories import make_bundle
+from training_images import draw, make_folder
 
 LABELS = ("NORMAL", "COVID19", "PNEUMONIA", "TURBERCULOSIS", "NOT_CHEST", "OTHER")
 
@@ -54,56 +54,85 @@ def bundle(tmp_path: Path) -> Path:
     return make_bundle(tmp_path / "bundle")
 
 
-def test_calibrated_scores_are_the_cascades_own(data: Path, bundle: Path) -> None:
+@pytest.mark.parametrize("gate_bias", [10.0, -10.0])
+def test_calibrated_scores_are_the_cascades_own(tmp_path: Path, gate_bias: float) -> None:
+    data = make_folder(tmp_path / "task", LABELS[:4], {"train": 6, "val": 6, "test": 4}, side=144)
+    for image in sorted((data / "test").rglob("1.png")):
+        Image.open(image).resize((500, 144)).save(image)  # extreme_aspect
+    bundle = make_bundle(tmp_path / "bundle", gate_bias=gate_bias)
     calibrate(bundle, data)
     loaded, engine = load_bundle(bundle), TorchEngine("cpu")
-    films = split_films(find_folders(data)[0].films, "test")
-    scores = score_films(loaded, films, engine)
-    images = [decode_bytes(f.path.read_bytes(), loaded.plane_specs, Limits(), Identifiers(mode="drop")) for f in films]
-    verdicts = Cascade(loaded, engine).score(images)
-    for row, verdict in enumerate(verdicts):
-        assert isinstance(verdict, Verdict)
-        if images[row].facts.quality_flags:
-            continue  # the decoder's doubts are not the model's
-        assert verdict.is_chest == scores.passed[row]
-        assert (verdict.decision is Decision.NEEDS_REVIEW) == scores.review[row]
-        if verdict.is_chest:
-            assert list(verdict.probabilities.values()) == pytest.approx(scores.probabilities[row].tolist(), abs=1e-5)
-            assert scores.ood is not None and verdict.ood_score == pytest.approx(scores.ood[row], rel=1e-3)
+    images = split_images(find_folders(data)[0].images, "test")
+    scores = score_images(loaded, images, engine)
+    decoded_images = [
+        decode_bytes(f.path.read_bytes(), loaded.input_specs, Limits(), Identifiers(mode="drop")) for f in images
+    ]
+    predictions = Cascade(loaded, engine).score(decoded_images)
+    assert set(scores.quality_flags) == {(), ("extreme_aspect",)}
+    for row, prediction in enumerate(predictions):
+        assert isinstance(prediction, Prediction)
+        found = scores.assessments[row]
+        assert (prediction.label, prediction.decision) == (found.label, found.decision)
+        assert prediction.review_reasons == found.review_reasons
+        assert prediction.is_chest == scores.passed[row]
+        assert (prediction.decision is Decision.NEEDS_REVIEW) == scores.review[row]
+        if scores.quality_flags[row]:
+            assert scores.review[row]
+        if prediction.is_chest:
+            assert list(prediction.probabilities.values()) == pytest.approx(
+                scores.probabilities[row].tolist(), abs=1e-5
+            )
+            assert scores.ood is not None and prediction.ood_score == pytest.approx(scores.ood[row], rel=1e-3)
+
+
+def test_what_the_decoder_doubts_counts_as_sent_to_review(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "images", LABELS[:4], {"test": 2})  # 48 pixels a side: every one is tiny
+    found = evaluate(make_bundle(tmp_path / "shut", gate_bias=-10.0), data, None, draws=5)["sets"]["images"]
+    assert found["end_to_end"]["rejected_by_gate"] == 1.0 and found["end_to_end"]["sent_to_review"] == 1.0
 
 
 def test_calibrate_writes_what_the_format_says_and_leaves_the_weights_alone(data: Path, bundle: Path) -> None:
     before = load_bundle(bundle)
-    planes = np.zeros((2, 64, 64), np.uint8)
-    logits = TorchEngine("cpu").load(before.disease)(planes)[0]
+    model_inputs = np.zeros((2, 64, 64), np.uint8)
+    logits = TorchEngine("cpu").load(before.disease)(model_inputs)[0]
     calibrate(bundle, data)
     after = load_bundle(bundle)
     stage = after.disease
     assert stage.ood is not None and stage.ood.means.shape[0] == 4
     assert stage.ood.whitening.shape == (stage.ood.means.shape[1], 1280)
-    assert "val: 24 films" in stage.manifest["chosen_on"] and stage.temperature != 1.0
+    assert "val: 24 images" in stage.manifest["chosen_on"] and stage.temperature != 1.0
     assert after.gate is not None and after.gate.manifest["review_from"] <= after.gate.threshold
-    np.testing.assert_allclose(TorchEngine("cpu").load(stage)(planes)[0], logits, atol=1e-5)
+    np.testing.assert_allclose(TorchEngine("cpu").load(stage)(model_inputs)[0], logits, atol=1e-5)
     assert (largest_difference(stage, TorchEngine("cpu")) or 0) < 1e-3
+    assert stage.label_set is not None and stage.manifest["label_set"]["coverage"] == 0.9
+    points = stage.manifest["abnormal"]["operating_points"]
+    assert [p["sensitivity"] for p in points] == [0.9, 0.95, 0.99]
+    assert points[0]["threshold"] >= points[2]["threshold"]
+    reference = after.manifest["reference"]
+    assert reference["n"] == 24 == sum(reference["decisions"].values())
+    assert sum(reference["grey_mean"]["counts"]) == sum(reference["labels"].values())
+    assert all(0 <= edge <= 255 for edge in reference["grey_mean"]["edges"])
+    found = evaluate(bundle, data, None, split="val", draws=5)["sets"]["task"]["label_sets"]
+    assert found["coverage"] >= 0.8 and 1 <= found["mean_size"] <= 4  # of the very images it was chosen on
 
 
-def test_test_films_choose_nothing(data: Path, bundle: Path, tmp_path: Path) -> None:
+def test_test_images_choose_nothing(data: Path, bundle: Path, tmp_path: Path) -> None:
     import shutil
 
     other = tmp_path / "other"
     shutil.copytree(data, other)
-    for film in (other / "test").rglob("*.png"):
-        Image.fromarray(draw(1, np.random.default_rng(9))).save(film)
+    for image in (other / "test").rglob("*.png"):
+        Image.fromarray(draw(1, np.random.default_rng(9))).save(image)
     calibrate(bundle, data)
     twin = make_bundle(tmp_path / "twin")
     calibrate(twin, other)
-    assert (bundle / "disease.safetensors").read_bytes() == (twin / "disease.safetensors").read_bytes()
+    assert load_bundle(bundle).disease.weights.read_bytes() == load_bundle(twin).disease.weights.read_bytes()
 
 
 def test_a_missing_class_cannot_be_calibrated(tmp_path: Path, bundle: Path) -> None:
-    films = make_folder(tmp_path / "films", ("NORMAL", "COVID19"), {"val": 2})
+    images = make_folder(tmp_path / "images", ("NORMAL", "COVID19"), {"val": 2})
     with pytest.raises(Fatal, match="PNEUMONIA, TUBERCULOSIS"):
-        calibrate(bundle, films)
+        calibrate(bundle, images)
 
 
 def test_the_test_split_is_refused(data: Path, bundle: Path) -> None:
@@ -116,7 +145,7 @@ def test_evaluate_reports_every_kind_of_label(
 ) -> None:
     result = evaluate(bundle, data, tmp_path / "out", draws=20)
     found = result["sets"]["task"]
-    assert found["films"] == 24 and found["disease"]["films"] == 16
+    assert found["images"] == 24 and found["disease"]["images"] == 16
     assert set(found["called"]) == {"NOT_CHEST", "OTHER"}
     assert found["gate"]["chest_passed"] == 1.0 and found["gate"]["not_chest_rejected"] == 0.0
     assert np.sum(found["disease"]["confusion"]) == 16
@@ -133,13 +162,29 @@ def test_evaluate_reports_every_kind_of_label(
     with Image.open(tmp_path / "out" / "task.png") as sheet:
         assert sheet.width > 1000
     assert [sum(counts) for counts in found["gate"]["histogram"].values()] == [20, 4]  # chest, and not
-    others = {key: found[key] for key in ("films", "gate", "called")}
+    others = {key: found[key] for key in ("images", "gate", "called")}
     plot_evaluation("others", others, found["classes"], tmp_path / "out")
     with Image.open(tmp_path / "out" / "others.png") as sheet:
         assert sheet.width > 1000
     print_report(result, Console(width=160))
     printed = capsys.readouterr().out
     assert "balanced" in printed and "OTHER: called" in printed
+
+
+def test_lateral_images_judge_the_gates_second_answer(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "images", ("NORMAL", "COVID19", "LATERAL"), {"test": 2})
+    sideways = evaluate(make_bundle(tmp_path / "a", frontal_bias=-10.0), data, None, draws=5)["sets"]["images"]
+    assert sideways["gate"]["lateral_not_passed"] == 1.0 and sideways["gate"]["chest_passed"] == 0.0
+    assert sideways["called"]["LATERAL"]["called"]["NOT_FRONTAL"] == 2
+    frontal = evaluate(make_bundle(tmp_path / "b", frontal_bias=10.0), data, None, draws=5)["sets"]["images"]
+    assert frontal["gate"]["lateral_not_passed"] == 0.0 and frontal["gate"]["chest_passed"] == 1.0
+
+
+def test_sources_can_be_left_out(bundle: Path, tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "images", ("NORMAL", "COVID19"), {"test": 4}, manifest=True)
+    assert evaluate(bundle, data, None, draws=5)["sets"]["images"]["images"] == 8
+    found = evaluate(bundle, data, None, draws=5, without_sources=["site1"])
+    assert found["sets"]["images"]["images"] == 4 and found["without_sources"] == ["site1"]
 
 
 def test_a_closed_gate_costs_accuracy_end_to_end_only(data: Path, tmp_path: Path) -> None:
@@ -149,14 +194,14 @@ def test_a_closed_gate_costs_accuracy_end_to_end_only(data: Path, tmp_path: Path
     assert found["gate"]["not_chest_rejected"] == 1.0
 
 
-def test_unreadable_films_are_named_and_an_empty_split_is_fatal(bundle: Path, tmp_path: Path) -> None:
-    films = make_folder(tmp_path / "films", ("NORMAL", "COVID19"), {"test": 2})
-    (films / "test" / "NORMAL" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nbad")
-    result = evaluate(bundle, films, None, draws=5)
+def test_unreadable_images_are_named_and_an_empty_split_is_fatal(bundle: Path, tmp_path: Path) -> None:
+    images = make_folder(tmp_path / "images", ("NORMAL", "COVID19"), {"test": 2})
+    (images / "test" / "NORMAL" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nbad")
+    result = evaluate(bundle, images, None, draws=5)
     assert [Path(path).name for path, _ in result["unreadable"]] == ["bad.png"]
-    assert result["sets"]["films"]["films"] == 4
+    assert result["sets"]["images"]["images"] == 4
     with pytest.raises(Fatal, match="split 'val'"):
-        evaluate(bundle, films, None, split="val")
+        evaluate(bundle, images, None, split="val")
 
 
 def test_a_stage_that_is_not_there_cannot_be_changed(tmp_path: Path) -> None:
@@ -164,12 +209,12 @@ def test_a_stage_that_is_not_there_cannot_be_changed(tmp_path: Path) -> None:
         change_stage(make_bundle(tmp_path / "b", with_gate=False), "gate", {"threshold": 0.4})
 
 
-def test_the_card_says_what_was_missed_and_where_films_come_from(data: Path, bundle: Path) -> None:
+def test_the_card_says_what_was_missed_and_where_images_come_from(data: Path, bundle: Path) -> None:
     result = evaluate(bundle, data, None, draws=5)
     result["sets"] = {"external": result["sets"]["task"]}
     aims = [
         ("balanced accuracy", "external", ("disease", "balanced_accuracy"), 1.01, True),
-        ("films", "external", ("films",), 1, True),
+        ("images", "external", ("images",), 1, True),
         ("never measured", "nowhere", ("x",), 1, True),
     ]
     write_card(bundle, result, sources=["nih14"], targets=aims, limits=["It fails on cats."])
@@ -181,44 +226,44 @@ def test_the_card_says_what_was_missed_and_where_films_come_from(data: Path, bun
 
 
 def test_leaks_are_found_by_content(tmp_path: Path) -> None:
-    films = make_folder(tmp_path, ("A", "B"), {"train": 3, "test": 3})
-    (films / "test" / "B" / "2.png").write_bytes((films / "train" / "A" / "0.png").read_bytes())
-    assert [f.path.name for f in leaked_films(find_folders(films))] == ["2.png"]
+    images = make_folder(tmp_path, ("A", "B"), {"train": 3, "test": 3})
+    (images / "test" / "B" / "2.png").write_bytes((images / "train" / "A" / "0.png").read_bytes())
+    assert [f.path.name for f in leaked_images(find_folders(images))] == ["2.png"]
 
 
 def test_a_set_with_leaks_stands_a_second_time_without_them(bundle: Path, tmp_path: Path) -> None:
-    films = make_folder(tmp_path / "films", ("NORMAL", "COVID19"), {"train": 1, "test": 3})
-    (films / "test" / "NORMAL" / "2.png").write_bytes((films / "train" / "NORMAL" / "0.png").read_bytes())
-    sets = evaluate(bundle, films, None, draws=5)["sets"]
-    assert {name: found["films"] for name, found in sets.items()} == {"films": 6, "films-leak-free": 5}
-    assert sets["films-leak-free"]["disease"]["per_class"]["NORMAL"]["support"] == 2
+    images = make_folder(tmp_path / "images", ("NORMAL", "COVID19"), {"train": 1, "test": 3})
+    (images / "test" / "NORMAL" / "2.png").write_bytes((images / "train" / "NORMAL" / "0.png").read_bytes())
+    sets = evaluate(bundle, images, None, draws=5)["sets"]
+    assert {name: found["images"] for name, found in sets.items()} == {"images": 6, "images-leak-free": 5}
+    assert sets["images-leak-free"]["disease"]["per_class"]["NORMAL"]["support"] == 2
 
 
 def test_cam_mass_outside_is_a_share(data: Path, bundle: Path) -> None:
-    films = split_films(find_folders(data)[0].films, "test")[:4]
-    share, (low, high) = cam_outside(load_bundle(bundle).disease, films)
+    images = split_images(find_folders(data)[0].images, "test")[:4]
+    share, (low, high) = cam_outside(load_bundle(bundle).disease, images)
     assert 0 < low <= share <= high < 1
 
 
 def test_the_source_probe_finds_a_planted_source_and_no_other(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    films = list(find_folders(make_folder(tmp_path, ("A", "B"), {"train": 60}, manifest=True))[0].films)
-    blind = rng.normal(0, 1, (len(films), 8)).astype(np.float32)
-    telling = blind + 3 * np.array([[f.source == "site1"] for f in films])
-    found = source_probe(telling.astype(np.float32), films)["A"]
+    images = list(find_folders(make_folder(tmp_path, ("A", "B"), {"train": 60}, manifest=True))[0].images)
+    blind = rng.normal(0, 1, (len(images), 8)).astype(np.float32)
+    telling = blind + 3 * np.array([[f.source == "site1"] for f in images])
+    found = source_probe(telling.astype(np.float32), images)["A"]
     assert (
         found["balanced_accuracy"] > 0.9 and found["interval"][0] <= found["balanced_accuracy"] <= found["interval"][1]
     )
-    assert source_probe(blind, films)["A"]["balanced_accuracy"] < 0.8
+    assert source_probe(blind, images)["A"]["balanced_accuracy"] < 0.8
 
 
 @pytest.mark.shared
 def test_the_shipped_covid3_still_has_the_accuracy_of_its_card() -> None:
-    films = Path(__file__).parents[2] / "shared" / "data" / "covid3"
-    if not films.is_dir():
+    images = Path(__file__).parents[2] / "shared" / "data" / "covid3"
+    if not images.is_dir():
         pytest.skip("needs ../shared/data")
-    sets = evaluate(SHIPPED / "covid3", films, None, draws=5)["sets"]
+    sets = evaluate(SHIPPED / "covid3", images, None, draws=5)["sets"]
     result = sets["covid3"]
-    told = load_bundle("covid3").disease.manifest["metrics"]["covid3"]["accuracy"]
-    assert result["films"] == 66 and told[1] <= result["disease"]["accuracy"] <= told[2]
-    assert sets["covid3-leak-free"]["films"] == 60
+    interval = load_bundle("covid3").disease.manifest["metrics"]["covid3"]["accuracy"]
+    assert result["images"] == 66 and interval[1] <= result["disease"]["accuracy"] <= interval[2]
+    assert sets["covid3-leak-free"]["images"] == 60

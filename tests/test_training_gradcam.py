@@ -1,7 +1,8 @@
-"""Grad-CAM: the same maps as captum's, the right corner, and a picture that opens."""
+"""Grad-CAM: the same maps as captum's, the right corner, and a valid PNG."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cxrbatch.engines.networks import FeatureNetwork, build_network
 from cxrbatch.errors import Fatal
+from cxrbatch.inference.engines.networks import FeatureNetwork, build_network
 from cxrbatch.training.gradcam import explain, grad_cam
-from making import make_bundle
-from training_films import draw
+from factories import make_bundle
+from training_images import draw
 
 
 @pytest.mark.parametrize("architecture", ["mobilenet_v2", "mobilenet_v3_large"])
@@ -35,16 +36,31 @@ def test_a_network_that_looks_at_one_corner_is_caught() -> None:
     assert cam.shape == (4, 4) and cam.argmax() == 15 and (cam >= 0).all()
 
 
-def test_explain_writes_a_picture(tmp_path: Path) -> None:
+def test_explain_writes_a_image(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    Image.fromarray(draw(0, np.random.default_rng(0))).save(tmp_path / "film.png")
-    explain(tmp_path / "film.png", bundle, tmp_path / "cam.png")
-    with Image.open(tmp_path / "cam.png") as picture:
-        assert picture.size == (908, 482) and picture.mode == "RGB"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "cam.png", "film.png"]
+    Image.fromarray(draw(0, np.random.default_rng(0))).save(tmp_path / "image.png")
+    explain(tmp_path / "image.png", bundle, tmp_path / "cam.png")
+    with Image.open(tmp_path / "cam.png") as array:
+        assert array.size == (908, 482) and array.mode == "RGB"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "cam.png", "image.png"]
 
 
-def test_what_is_no_film_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "film.png").write_text("not a film")
+def test_what_is_no_image_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_text("not an image")
     with pytest.raises(Fatal, match="can't be explained"):
-        explain(tmp_path / "film.png", make_bundle(tmp_path / "bundle"), tmp_path / "cam.png")
+        explain(tmp_path / "image.png", make_bundle(tmp_path / "bundle"), tmp_path / "cam.png")
+
+
+def test_explain_replaces_its_own_image_and_nothing_else(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    for name in ("image.png", "other.png"):
+        Image.fromarray(draw(0, np.random.default_rng(0))).save(tmp_path / name)
+    for _ in range(2):
+        explain(tmp_path / "image.png", bundle, tmp_path / "cam.png")
+    before = (tmp_path / "other.png").read_bytes()
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "link.png").symlink_to("other.png")
+    for name, why in {"other": "there already", "fifo": "it is a FIFO", "link": "it is a symlink"}.items():
+        with pytest.raises(Fatal, match=why):
+            explain(tmp_path / "image.png", bundle, tmp_path / f"{name}.png")
+    assert (tmp_path / "other.png").read_bytes() == before and (tmp_path / "link.png").is_symlink()

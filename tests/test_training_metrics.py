@@ -7,15 +7,13 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from cxrbatch.bundles import Ood
-from cxrbatch.cascade import ood_scores
+from cxrbatch.inference.bundle import Ood
+from cxrbatch.inference.cascade import ood_scores
 from cxrbatch.training import metrics
-from cxrbatch.training.calibrate import (
-    best_temperature,
-    feature_statistics,
-    gate_threshold,
-    review_thresholds,
-)
+from cxrbatch.training.calibrate import feature_statistics, review_thresholds
+from cxrbatch.training.calibrate_gate import gate_threshold
+from cxrbatch.training.class_bias import balanced_bias
+from cxrbatch.training.metrics import best_temperature
 from cxrbatch.training.scores import probabilities_of
 
 
@@ -61,12 +59,12 @@ def test_coverage_keeps_the_most_confident_first() -> None:
     assert rows[-1] == {"coverage": 1.0, "accuracy": 0.5}
 
 
-def test_bootstrap_draws_patients_not_films() -> None:
+def test_bootstrap_draws_patients_not_images() -> None:
     right = np.repeat([1.0, 0.0, 1.0, 0.0], 50)
     figure = lambda rows: {"accuracy": float(right[rows].mean())}  # noqa: E731
-    by_film = metrics.bootstrap([str(i) for i in range(200)], figure)["accuracy"]
+    by_image = metrics.bootstrap([str(i) for i in range(200)], figure)["accuracy"]
     by_patient = metrics.bootstrap([str(i // 50) for i in range(200)], figure)["accuracy"]
-    assert by_film[1] - by_film[0] < 0.2 < 0.7 < by_patient[1] - by_patient[0]
+    assert by_image[1] - by_image[0] < 0.2 < 0.7 < by_patient[1] - by_patient[0]
 
 
 def test_a_share_that_never_fails_is_not_certain() -> None:
@@ -105,7 +103,7 @@ def test_features_of_another_world_are_far() -> None:
         return ood_scores(x.astype(np.float32), Ood(whitening, means, 1.0))
 
     inside = distance(features)
-    for strength in (0.1, 4.0):  # a film that hardly excites the network is no nearer to what it knows
+    for strength in (0.1, 4.0):  # an image that hardly excites the network is no nearer to what it knows
         outside = distance(rng.normal(0, strength, (100, 40)))
         assert np.quantile(inside, 0.95) < np.quantile(outside, 0.05)
 
@@ -114,3 +112,24 @@ def test_the_gate_threshold_lies_in_the_gap() -> None:
     probability = np.array([0.01, 0.02, 0.3, 0.7, 0.9, 0.99])
     threshold, unsure = gate_threshold(probability, probability > 0.5)
     assert 0.3 < threshold < 0.7 and 0 < unsure <= threshold
+
+
+def test_a_bias_that_was_put_in_is_taken_out_again() -> None:
+    rng = np.random.default_rng(4)
+    y, folders = rng.integers(0, 3, 3000), rng.choice(["a", "b"], 3000)
+    logits = rng.normal(0, 1, (3000, 3)) + 2 * np.eye(3)[y] + [1.0, 0, -1.0]
+    right = np.eye(3, dtype=bool)[y]
+    bias = balanced_bias(logits, right, folders.tolist(), y.astype(str).tolist())
+    assert bias == pytest.approx([-1.0, 0, 1.0], abs=0.3)
+
+
+def test_a_label_of_several_classes_and_a_folder_of_one_label_say_nothing() -> None:
+    y = np.repeat([0, 1], 20)
+    right = np.eye(3, dtype=bool)[y]
+    logits = np.repeat([[1.9, 0.6, 0.0], [1.0, 0.8, 0.0]], 20, axis=0)
+    folders, labels = ["a"] * 40, y.astype(str).tolist()
+    bias = balanced_bias(logits, right, folders, labels)
+    assert bias[1] - bias[0] == pytest.approx(0.25)
+    alone = balanced_bias(logits, right, ["a"] * 20 + ["b"] * 20, labels)
+    right[20:, 2] = True
+    assert alone.tolist() == balanced_bias(logits, right, folders, labels).tolist() == [0, 0, 0]

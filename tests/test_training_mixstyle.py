@@ -1,10 +1,10 @@
-"""MixStyle moves statistics between films, leaves patterns, and is gone after training."""
+"""MixStyle mixes statistics between images, keeps patterns, and is removed after training."""
 
 from __future__ import annotations
 
 import torch
 
-from cxrbatch.engines.networks import build_network
+from cxrbatch.inference.engines.networks import build_network
 from cxrbatch.training.mixstyle import exchange_statistics, mixstyle
 
 
@@ -20,7 +20,7 @@ def test_with_no_share_of_its_own_a_map_has_the_others_statistics_and_its_own_pa
     torch.testing.assert_close(exchange_statistics(x, other, torch.ones(4, 1, 1, 1)), x)
 
 
-def test_inside_films_are_mixed_and_outside_never() -> None:
+def test_inside_images_are_mixed_and_outside_never() -> None:
     torch.manual_seed(0)
     net = build_network("mobilenet_v2", 1, 2).eval()
     x = torch.randn(4, 1, 32, 32)

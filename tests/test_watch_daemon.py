@@ -1,8 +1,9 @@
-"""`cxrbatch watch` as a process: what comes in becomes rows; it stops, renews itself and shares as it says."""
+"""`cxrbatch watch` as a process: incoming files become rows; stopping, reloading and sharing work as documented."""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -14,14 +15,16 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+from pynetdicom import AE, build_context
 
 from cxrbatch.errors import ExitCode
-from cxrbatch.ops import watch as ops_watch
-from cxrbatch.ops.service_manager import tell_service_manager
+from cxrbatch.ops import daemon as ops_daemon
+from cxrbatch.ops.sd_notify import sd_notify
 from cxrbatch.settings import Settings
-from making import make_bundle
-from road import film
-from watching import Place, some_files
+from factories import make_bundle
+from pipelines import image
+from test_receiver import CLASSES, instance
+from watchers import Place, some_files
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -41,7 +44,7 @@ def place(tmp_path: Path, bundle: Path) -> Iterator[Place]:
 def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
     some_files(place.incoming)
     os.mkfifo(place.incoming / "fifo")
-    os.utime(film(place.incoming / "far.png", 99), (13e9, 13e9))  # the year 2381: more nanoseconds than int64 holds
+    os.utime(image(place.incoming / "far.png", 99), (13e9, 13e9))  # the year 2381: more nanoseconds than int64 holds
     before = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
     assert place.run("--once", CXRBATCH_TRUNCATED_TRIES="1") == ExitCode.SOME_REJECTED
     rows = place.rows()
@@ -53,7 +56,10 @@ def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
     }
     assert rows["same.png"] == rows["0/0.png"] and rows["far.png"][0] == "done"
     place.no_orphans()
-    # The incoming folder was read, and nothing else: not a name, not a byte, not a time but that of reading.
+    assert place.ask("SELECT device, engine FROM runs") == [
+        ("cpu", f"arithmetic 1; Python {platform.python_version()}")
+    ]
+    # The incoming folder was only read: no name, byte or time has changed, except access times.
     after = {path: (path.stat(), path.is_file() and path.read_bytes()) for path in place.incoming.rglob("*")}
     assert after.keys() == before.keys()
     for path, (info, data) in before.items():
@@ -66,26 +72,26 @@ def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
 
 
 def test_a_day_in_the_life(place: Place) -> None:
-    """One daemon, one thing after another: starting them is what takes time."""
+    """One daemon, one event after another, because starting a daemon takes time."""
     incoming = place.incoming
-    film(incoming / "early.png", 1)
-    daemon = place.start()
+    image(incoming / "early.png", 1)
+    daemon = place.start(CXRBATCH_DRAIN_S="600")
     place.wait(place.settled, daemon)
 
     # A slow writer, with a pause longer than quiet_s: the last bytes count.
-    whole = film(place.cwd / "whole.png", 2).read_bytes()
+    whole = image(place.cwd / "whole.png", 2).read_bytes()
     with open(incoming / "slow.png", "wb") as slow:
         for start in range(0, len(whole), len(whole) // 4 + 1):
             slow.write(whole[start : start + len(whole) // 4 + 1])
             slow.flush()
             time.sleep(0.5)
-    film(place.cwd / "late.png", 3).rename(incoming / "late.part")
+    image(place.cwd / "late.png", 3).rename(incoming / "late.part")
     (incoming / "late.part").rename(incoming / "late.png")
     place.wait(lambda: {"slow.png", "late.png"} <= {n for n, row in place.rows().items() if row[0] == "done"}, daemon)
 
     # Changed, replaced by rename with the same size and mtime, renamed, the same content again, gone.
     first = place.rows()["early.png"]
-    film(incoming / "early.png", 4)
+    image(incoming / "early.png", 4)
     late = (incoming / "late.png").stat()
     twin = bytearray((incoming / "late.png").read_bytes())
     twin[-1] ^= 1  # in the last checksum: a reader that looks sees another content
@@ -103,31 +109,49 @@ def test_a_day_in_the_life(place: Place) -> None:
         str(incoming / "again.png")
     ]
 
-    # The store is ours: a second daemon and a scan are told so.
+    # This daemon holds the store: a second daemon and a scan are refused.
     assert place.run() == ExitCode.STORE_IN_USE
     assert place.run(incoming, command="scan") == ExitCode.STORE_IN_USE
     assert "is in use by a scan or a watch" in place.log
 
-    # The share drops out for a while, and comes back: one line each, nothing lost.
+    # The share is lost for a while and comes back: one log line each, nothing lost.
     incoming.rename(place.cwd / "away")
     place.wait(lambda: "folder_paused" in place.log, daemon)
     before = place.rows()
-    film(place.cwd / "away" / "meanwhile.png", 5)
+    image(place.cwd / "away" / "meanwhile.png", 5)
     (place.cwd / "away").rename(place.cwd / "in")
     place.wait(lambda: "folder_back" in place.log and "meanwhile.png" in place.rows() and place.settled(), daemon)
     assert before.items() <= place.rows().items()
     assert place.log.count("folder_paused") == 1
 
-    # A person asks for another try.
+    # A user requests another try.
     asked = place.ask("SELECT count(*) FROM audit")
     assert place.run("--reason", "corrupt_pixels", command="retry") == 0
     assert asked == place.ask("SELECT count(*) FROM audit")
 
-    started = time.monotonic()
-    assert place.stop(daemon) == ExitCode.OK
-    assert time.monotonic() - started < 15
+    assert place.stop(daemon) == ExitCode.OK  # at once: drain_s is longer than we wait
     place.no_orphans()
     place.check(place.rows())
+
+
+def test_two_received_data_sets_with_one_uid_are_two_rows(place: Place) -> None:
+    sent = [instance("1.2.3.4", seed=seed) for seed in (1, 2, 1)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    daemon = place.start("--listen", f"127.0.0.1:{port}")
+    place.wait(lambda: "receiving" in place.log, daemon)
+    entity = AE()
+    entity.requested_contexts = [build_context(CLASSES[0], "1.2.840.10008.1.2.1")]
+    association = entity.associate("127.0.0.1", port)
+    assert [association.send_c_store(dataset).Status for dataset in sent] == [0x0000] * 3
+    association.release()
+    place.wait(lambda: len(place.rows()) == 2 and place.settled(), daemon)
+    assert place.stop(daemon) == ExitCode.OK
+    assert len({row[4] for row in place.rows().values()}) == 2
+    assert place.log.count("duplicate_instance") == 1
+    ((path, old, new),) = place.ask("SELECT path, old, new FROM audit WHERE event = 'duplicate_instance'")
+    assert {old, new} == {row[4] for row in place.rows().values()} and "-" in Path(path).name
 
 
 def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: Place) -> None:
@@ -167,7 +191,7 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     daemon.send_signal(signal.SIGHUP)
     place.wait(lambda: "settings_renewed" in place.log, daemon)
     hear("READY=1")
-    film(place.incoming / "not wanted.png", 1)
+    image(place.incoming / "not wanted.png", 1)
     (place.incoming / "junk").write_text("junk")
     place.wait(lambda: "junk" in place.rows(), daemon)
     assert place.stop(daemon, signal.SIGINT) == ExitCode.INTERRUPTED
@@ -181,18 +205,28 @@ def test_a_service_manager_that_reads_nothing_holds_nobody_up(monkeypatch: pytes
         name = f"cxrbatch-deaf-{os.getpid()}-{time.monotonic_ns()}"
         deaf.bind(f"\0{name}")
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        assert not all(tell_service_manager("WATCHDOG=1") for _ in range(10_000))
+        assert not all(sd_notify("WATCHDOG=1") for _ in range(10_000))
 
 
 def test_a_thread_that_cannot_go_on_stops_the_whole() -> None:
-    """Leases that nobody renews would be taken over while we work on."""
+    """Leases that are not renewed would be taken over while this daemon continues."""
 
     def breaks(*_: object) -> None:
         raise MemoryError
 
-    life = ops_watch._Watch(Settings(), None, [], once=False)  # type: ignore[arg-type]
-    ops_watch._or_fail(breaks, life, None)  # type: ignore[arg-type]
-    assert isinstance(life.failure, MemoryError) and life.stop.is_set()
+    daemon = ops_daemon.Daemon(Settings(), None, [], once=False)  # type: ignore[arg-type]
+    ops_daemon._or_fail(breaks, daemon, None)  # type: ignore[arg-type]
+    assert isinstance(daemon.failure, MemoryError) and daemon.stop.is_set()
+
+
+def test_an_engine_that_is_lost_ends_the_process_and_the_next_one_goes_on(place: Place) -> None:
+    some_files(place.incoming)
+    assert place.run(TEST_LOST_GPU="1") == ExitCode.FATAL
+    assert "The GPU no longer answers." in place.log and "Traceback" not in place.log
+    place.no_orphans()
+    assert not place.ask("SELECT 1 FROM files WHERE reason_code = 'engine_failed' OR lease_owner IS NOT NULL")
+    place.run("--once", CXRBATCH_TRUNCATED_TRIES="1")
+    assert place.settled()
 
 
 def test_what_cannot_be_drained_in_time_is_given_back(place: Place) -> None:

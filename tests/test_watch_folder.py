@@ -1,4 +1,4 @@
-"""What a watched folder is known to hold; time passes only when a test says so."""
+"""The known state of a watched folder; the tests control the time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cxrbatch import watch as watch_module
-from cxrbatch.discover import Wanted
 from cxrbatch.errors import ReasonCode
-from cxrbatch.lookout import Outage
-from cxrbatch.nouns import FoundFile
-from cxrbatch.watch import Folder, Paused, Schedule
+from cxrbatch.intake import folder_state as watch_module
+from cxrbatch.intake.discover import Wanted
+from cxrbatch.intake.folder_state import FolderState, Paused, Schedule
+from cxrbatch.intake.watcher import Outage
+from cxrbatch.types import FoundFile
 
 QUIET_S = 2.0
 
@@ -28,11 +28,11 @@ class Clock:
 
 
 class Watched:
-    """A Folder whose offers are always taken."""
+    """A folder whose offers are always accepted."""
 
     def __init__(self, root: Path, **more: object) -> None:
         self.clock, self.wall = Clock(), Clock()
-        self.folder = Folder(
+        self.folder = FolderState(
             str(root),
             Wanted(ignore_suffixes=(".part",)),
             QUIET_S,
@@ -75,14 +75,14 @@ def test_what_was_there_before_us_is_whole_and_what_comes_later_has_to_stand_sti
     watched: Watched, root: Path
 ) -> None:
     put(root / "old")
-    put(root / "young", mtime=999.5)
+    put(root / "unstable", mtime=999.5)
     assert watched.walk() == ["old"]
     assert not watched.folder.idle
     put(root / "later")  # its mtime is old, as `cp -p` and an unpacked archive have it; it is still new to us
     assert watched.walk(1.0) == []
     assert watched.folder.next_look_in() == 1.0
     assert watched.look_again(0.5) == []
-    assert watched.look_again(0.5) == ["young"]
+    assert watched.look_again(0.5) == ["unstable"]
     assert watched.walk(1.0) == ["later"]
     assert watched.folder.idle and watched.walk(100) == []
 
@@ -100,7 +100,7 @@ def test_a_growing_file_starts_again_with_each_change(watched: Watched, root: Pa
 
 
 @pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
-def test_a_jump_of_the_wall_clock_makes_no_young_file_old(watched: Watched, root: Path, jump_s: float) -> None:
+def test_a_jump_of_the_wall_clock_makes_no_unstable_file_old(watched: Watched, root: Path, jump_s: float) -> None:
     watched.walk()
     put(root / "a")
     watched.walk()
@@ -138,10 +138,10 @@ def test_inodes_that_mean_nothing_are_not_compared(root: Path) -> None:
     assert watched.walk() == watched.walk(5.0) == []
 
 
-def test_what_the_ledger_did_not_take_comes_again(watched: Watched, root: Path) -> None:
+def test_what_the_job_queue_did_not_take_comes_again(watched: Watched, root: Path) -> None:
     put(root / "a")
     assert len(list(watched.folder.walk())) == 1
-    assert len(list(watched.folder.walk())) == 0  # it is young now: the first walk is over
+    assert len(list(watched.folder.walk())) == 0  # it is unstable now: the first walk is over
     watched.clock.now += QUIET_S
     assert len(list(watched.folder.walk())) == len(list(watched.folder.look_again())) == 1
     assert watched.walk() == ["a"] and watched.walk() == []
@@ -279,10 +279,52 @@ def test_a_folder_that_may_not_be_listed_is_found_with_that_problem(
         "a": None,
         "shut": ReasonCode.PERMISSION_DENIED,
     }
-    assert watched.folder.gone is None  # what lies in there is not known to be gone
+    assert watched.folder.gone is not None  # what lies in there is not known to be gone
+    assert watched.folder.gone.unlisted == (str(root / "shut"),)
     watched.folder.noted(files)
     assert watched.walk() == []
     assert watched.folder.gone is not None and str(root / "shut") not in watched.folder.gone.seen  # its row goes
+
+
+def test_what_an_event_names_is_looked_at_and_nothing_is_listed(
+    watched: Watched, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(root / "old")
+    (root / "sub").mkdir()
+    (root / ".hidden").mkdir()
+    assert watched.walk() == ["old"]
+
+    def fail(path: str) -> None:
+        raise AssertionError(path)
+
+    def look_at(*names: str) -> list[str]:
+        return watched._taken(list(watched.folder.look_at(str(root / name) for name in names)))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "scandir", fail)
+        put(root / "sub" / "new")
+        put(root / "half.part")
+        put(root / ".hidden" / "x")
+        os.mkfifo(root / "fifo")
+        (root / "sub" / "out").symlink_to("/dev/zero")
+        assert look_at("sub/new", "half.part", ".hidden/x", "fifo", "sub/out", "old", "gone.part") == ["fifo", "out"]
+        assert not watched.folder.walk_wanted
+        put(root / "sub" / "new", b"longer")
+        assert look_at("sub/new") == [] and watched.look_again(1.9) == []
+        assert watched.look_again(0.1) == ["new"]
+        (root / "sub" / "new").unlink()
+        assert look_at("sub/new") == [] and watched.folder.walk_wanted  # what is gone, the walk tells
+    assert watched.walk() == [] and not watched.folder.walk_wanted
+    assert watched.folder.gone is not None and str(root / "sub" / "new") not in watched.folder.gone.seen
+
+
+def test_a_folder_that_an_event_names_is_walked(watched: Watched, root: Path) -> None:
+    watched.walk()
+    (root / "a" / "b").mkdir(parents=True)
+    put(root / "a" / "b" / "c")
+    put(root / "a" / "d")
+    assert list(watched.folder.look_at([str(root / "a"), str(root.parent), "/"])) == []
+    assert watched.look_again(QUIET_S) == ["c", "d"]
 
 
 def test_memory_of_many_known_files(watched: Watched, root: Path) -> None:
@@ -295,21 +337,23 @@ def test_memory_of_many_known_files(watched: Watched, root: Path) -> None:
     assert taken / len(many) < 250  # bytes a file: 25 MB for 100,000
 
 
-def test_the_schedule_walks_at_once_then_at_intervals_and_soon_after_the_bell() -> None:
+def test_the_schedule_walks_at_once_then_at_intervals_and_soon_after_the_trigger() -> None:
     clock = Clock()
     schedule = Schedule(60.0, clock)
     assert schedule.due_in() == 0
     schedule.begin()
     schedule.ended(took_s=0.1)
     assert schedule.due_in() == 60
-    schedule.ring()
+    schedule.notify()
     assert schedule.due_in() == pytest.approx(0.4)
     clock.now += 0.4
     assert schedule.due_in() == pytest.approx(0, abs=1e-6)
     schedule.begin()
-    schedule.ring()  # during the walk: what it saw may be old already
+    schedule.notify()  # during the walk: what it saw may be old already
     schedule.ended(took_s=100.0)
-    assert schedule.due_in() == pytest.approx(60)  # a bell that never stops does not make a slow share slower
+    assert schedule.due_in() == pytest.approx(
+        60
+    )  # an inotify trigger that never stops does not make a slow share slower
     clock.now += 60
     assert schedule.due_in() == 0
     schedule.paused(5.0)
@@ -317,17 +361,17 @@ def test_the_schedule_walks_at_once_then_at_intervals_and_soon_after_the_bell() 
 
 
 def test_what_comes_and_goes_is_told_sparingly_and_what_stays_away_is_told() -> None:
-    clock, told = Clock(), list[str]()
-    outage = Outage(told.append, lambda: told.append("back"), 30.0, clock)
+    clock, reported = Clock(), list[str]()
+    outage = Outage(reported.append, lambda: reported.append("back"), 30.0, clock)
     for _ in range(10):
         outage("gone")
         outage("gone")
         outage(None)
         outage(None)
         clock.now += 2
-    assert told == ["gone", "back"]
+    assert reported == ["gone", "back"]
     clock.now += 5
-    outage("gone again")  # 25 s after the last word
+    outage("gone again")  # 25 s after the last message
     clock.now += 5
     outage("gone for good")
-    assert told == ["gone", "back", "gone for good"]
+    assert reported == ["gone", "back", "gone for good"]

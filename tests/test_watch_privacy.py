@@ -1,4 +1,4 @@
-"""40 names and ids that nobody may read in a log, an error, an export or the store (phi = "hash")."""
+"""40 names and IDs that must not appear in a log, an error, an export or the store (phi = "hash")."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import pytest
 import structlog
 from pynetdicom import AE, build_context
 
+from cxrbatch import unexpected
 from cxrbatch.errors import ExitCode
 from cxrbatch.ops import logs
 from cxrbatch.ops.key_file import identifiers_of
 from cxrbatch.settings import Settings
-from making import make_bundle
+from factories import make_bundle
+from test_metrics import free_port, get, value
 from test_receiver import CLASSES, instance, listening
-from watching import Place
+from watchers import Place
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -33,7 +35,7 @@ def planted() -> list[str]:
 
 
 def with_names(dataset: pydicom.FileDataset, names: Iterator[str]) -> pydicom.FileDataset:
-    """Each of eight places where an identity stands gets a name of its own."""
+    """Each of the eight places for an identity gets its own name."""
     dataset.PatientName, dataset.PatientID = next(names), next(names)
     dataset.AccessionNumber = next(names)
     dataset.ReferringPhysicianName, dataset.OperatorsName = next(names), next(names)
@@ -52,33 +54,39 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def test_no_planted_name_leaves_by_any_path(place: Place) -> None:
     names = planted()
     queue = iter(names)
-    films = [with_names(instance(seed=seed), queue) for seed in range(4)]
-    films[0].save_as(place.incoming / "good.dcm", enforce_file_format=True)
-    films[1].save_as(place.incoming / "cut.dcm", enforce_file_format=True)
+    images = [with_names(instance(seed=seed), queue) for seed in range(4)]
+    images[0].save_as(place.incoming / "good.dcm", enforce_file_format=True)
+    images[1].save_as(place.incoming / "cut.dcm", enforce_file_format=True)
     with open(place.incoming / "cut.dcm", "r+b") as file:
         file.truncate(2000)
-    films[2].BitsAllocated = 13  # nobody defines such pixels
-    films[2].save_as(place.incoming / "odd.dcm", enforce_file_format=True)
+    images[2].BitsAllocated = 13  # nobody defines such pixels
+    images[2].save_as(place.incoming / "odd.dcm", enforce_file_format=True)
     for name in queue:
         if name == names[32]:  # of the four places that are left for the network
             break
         (place.incoming / f"{name[:1]}.txt").write_text(f"Patient: {name}")
-    daemon = place.start("--listen", "127.0.0.1:0", "--poll", "always", command="watch", CXRBATCH_TRUNCATED_TRIES="1")
+    metrics = free_port()
+    options = ("--listen", "127.0.0.1:0", "--poll", "always", "--metrics", f"127.0.0.1:{metrics}")
+    daemon = place.start(*options, command="watch", CXRBATCH_TRUNCATED_TRIES="1")
     place.wait(lambda: "receiving" in place.log and place.settled(), daemon)
     port = int(place.log.partition("port=")[2].split()[0])
     entity = AE(ae_title=names[33])  # the calling title is a name as well
     entity.requested_contexts = [build_context(CLASSES[0], "1.2.840.10008.1.2.1")]
     association = entity.associate("127.0.0.1", port, ae_title=names[34])
     assert association.is_established
-    assert association.send_c_store(films[3]).Status == 0
+    assert association.send_c_store(images[3]).Status == 0
     association.release()
     place.wait(lambda: len(place.rows()) > 3 and place.settled(), daemon)
+    for page in ("metrics", "healthz", "readyz"):
+        (place.cwd / page).write_text(get(metrics, f"/{page}")[1])
+    assert value((place.cwd / "metrics").read_text(), "received_instances_total", result="stored") == 1
     assert place.stop(daemon) == 0
+    assert place.run(command="status") == ExitCode.OK  # into log.txt
     assert place.run("all.csv", command="export") == ExitCode.OK
     assert place.run("all.jsonl", command="export") == ExitCode.OK
     assert place.run(place.incoming / "odd.dcm", command="show") == ExitCode.OK
     kept = {path.name: path.read_bytes() for path in place.cwd.iterdir() if path.is_file()}
-    assert {"log.txt", "store.db", "all.csv", "all.jsonl"} <= kept.keys()
+    assert {"log.txt", "store.db", "all.csv", "all.jsonl", "metrics", "healthz", "readyz"} <= kept.keys()
     for file, content in kept.items():
         for name in names:
             assert name.encode() not in content, (name, file)
@@ -102,6 +110,7 @@ def test_the_log_prints_listed_keys_and_nothing_a_library_says(capsys: pytest.Ca
             except ValueError as error:
                 sys.excepthook(ValueError, error, error.__traceback__)
                 logging.getLogger("nobody").exception(error)
+                unexpected.report(error)
     finally:
         sys.excepthook = before[0]
         logging.captureWarnings(False)
@@ -112,6 +121,7 @@ def test_the_log_prints_listed_keys_and_nothing_a_library_says(capsys: pytest.Ca
     assert name not in said and "DOE" not in said
     assert "progress done=3" in said and '"event": "progress"' in said
     assert "library=nobody" in said and "uncaught error=ValueError" in said
+    assert "unexpected_error error=ValueError where=test_watch_privacy.py:" in said
 
 
 def test_a_receiver_at_debug_says_nothing_of_its_peers(folder_in: Path, caplog: pytest.LogCaptureFixture) -> None:

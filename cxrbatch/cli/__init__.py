@@ -1,7 +1,8 @@
-"""The command line: one thin command a verb, no logic. What is heavy is imported inside the command that needs it."""
+"""The command line: one thin command per verb, no logic. Heavy modules are imported inside the commands."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from cxrbatch import __version__
-from cxrbatch.cli import films, house, models
-from cxrbatch.cli.given import given
+from cxrbatch.cli import admin, models, operate, run, sending
+from cxrbatch.cli.options import options
+from cxrbatch.cli.review import audit, review
 from cxrbatch.errors import ExitCode, Fatal, StoreDown
 
 __all__ = ["app", "main"]
@@ -25,12 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Chest X-rays in, one accountable row each out. For research; decision support only, not a diagnosis.",
 )
-app.add_typer(films.app)
+app.add_typer(run.app)
+app.add_typer(sending.app)
 app.add_typer(models.app)
-app.add_typer(house.app)
+app.add_typer(admin.app)
+app.add_typer(operate.app)
 app.add_typer(models.models, name="models")
-app.add_typer(house.db, name="db")
-app.add_typer(house.config, name="config")
+app.add_typer(sending.outbox, name="outbox")
+app.add_typer(review, name="review")
+app.add_typer(audit, name="audit")
+app.add_typer(admin.db, name="db")
+app.add_typer(admin.config, name="config")
 
 
 def _version(wanted: bool) -> None:
@@ -48,18 +55,27 @@ def _options(
     log_format: Annotated[str | None, typer.Option("--log-format", help="console or json")] = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
-    given.config, given.db, given.quiet = config, db, quiet
-    given.verbose, given.log_format = verbose, log_format
+    options.config, options.db, options.quiet = config, db, quiet
+    options.verbose, options.log_format = verbose, log_format
 
 
 #: What the extras of pyproject.toml bring.
-_EXTRAS = {"matplotlib": "train", "sklearn": "train"}
+_EXTRAS = {
+    "matplotlib": "train",
+    "sklearn": "train",
+    **dict.fromkeys(("highdicom", "dicomweb_client"), "dicom"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "jinja2", "argon2", "python_multipart"), "review"),
+}
 
 
 def main() -> None:
     """The entry point: Fatal becomes one sentence on stderr and its exit code."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk can still be reported
     except Fatal as fatal:
         _complain(str(fatal))
         sys.exit(fatal.exit_code)
@@ -78,13 +94,22 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:  # `cxrbatch results | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_standard_output()
         sys.exit(ExitCode.OK)
-    except OSError as error:  # a folder to write to that is not there, full or somebody else's
-        if error.filename is None:
+    except OSError as error:  # an output folder that is missing, full or not writable
+        if error.filename is not None:
+            _complain(f"{error.filename}: {error.strerror}.")
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            _drop_standard_output()
+            _complain(f"What was to be printed or written is not whole ({error.strerror}): make room for it.")
+        else:
             raise
-        _complain(f"{error.filename}: {error.strerror}.")
         sys.exit(ExitCode.FATAL)
+
+
+def _drop_standard_output() -> None:
+    """Discard what is left in the buffer of stdout, so that the end of the process causes no further error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(sentence: str) -> None:

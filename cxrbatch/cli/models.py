@@ -1,4 +1,4 @@
-"""The verbs about models: train, evaluate, calibrate, and `models …`."""
+"""The commands for models: train, evaluate, calibrate, and `models …`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cxrbatch.bundles import find_bundle
-from cxrbatch.cli.given import given
+from cxrbatch.cli.options import options
+from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.inference.bundle import find_bundle
 
 __all__ = ["app", "models"]
 
@@ -23,18 +24,26 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write, or to add a stage to.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="About so many films of each split: to try it.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="About so many images of each split: to try it.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs a phase: to try it.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a run that was killed stopped.")] = True,
     without_source: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out training films whose source in manifest.csv has this in its name; repeatable."),
+        typer.Option(help="Leave out training images whose source in manifest.csv has this in its name; repeatable."),
     ] = None,
+    without_files: Annotated[
+        Path | None,
+        typer.Option(help="A CSV whose column `path` (relative to --data) names training images to leave out."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a CUDA GPU where there is one), cpu or cuda")] = "auto",
 ) -> None:
     """Train one stage of a bundle by a recipe."""
     from cxrbatch.training.fit import train
 
-    train(recipe, data, out, limit=limit, epochs=epochs, resume=resume, without_sources=without_source or ())
+    train(
+        recipe, data, out, limit=limit, epochs=epochs, resume=resume, without_sources=without_source or (),
+        without_files=without_files, device=device,
+    )  # fmt: skip
 
 
 @app.command()
@@ -43,27 +52,50 @@ def evaluate(
     data: Data,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for evaluation.json and the plots.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    without_source: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out images whose source in manifest.csv has this in its name; repeatable."),
+    ] = None,
 ) -> None:
-    """Score labelled films end to end and say how good it is, with intervals."""
+    """Score labelled images end to end and report the accuracy, with intervals."""
     from cxrbatch.ops.terminal import to_stdout
     from cxrbatch.training.evaluate import evaluate
     from cxrbatch.training.report import print_report
 
-    result = evaluate(find_bundle(bundle), data, out, split=split)
-    if not given.quiet:
+    result = evaluate(find_bundle(bundle), data, out, split=split, without_sources=without_source or ())
+    if not options.quiet:
         print_report(result, to_stdout())
 
 
 @app.command()
 def calibrate(
-    bundle: Annotated[str, typer.Argument(help="A bundle's folder; it is changed.")],
-    data: Data,
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder; it is changed, but for --from-reviews.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of DIR/<class>/… or DIR/<split>/<class>/…")
+    ] = None,
     split: Annotated[str, typer.Option(help="The split to choose on; never test.")] = "val",
+    balance: Annotated[
+        bool,
+        typer.Option("--balance", help="First shift the classes' logits so that each folder in --data counts alike."),
+    ] = False,
+    review_share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of the validation images that readers may be sent.")
+    ] = 0.25,
+    from_reviews: Annotated[bool, typer.Option("--from-reviews", help="Fit to the store's own blinded reads.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="With --from-reviews: the new bundle.")] = None,
 ) -> None:
-    """Choose temperature, thresholds and the unlike-training score on validation films."""
+    """Choose temperature, thresholds and the unlike-training score on validation images, or on a site's own reads."""
+    if from_reviews != (out is not None) or from_reviews == (data is not None):
+        raise Fatal("Calibrate with --data DIR, or with --from-reviews -o NEW_BUNDLE.", ExitCode.USAGE)
+    if out is not None:
+        from cxrbatch.ops.feedback import calibrate_from_reviews
+
+        calibrate_from_reviews(options.settings(), find_bundle(bundle), out, review_share=review_share)
+        return
     from cxrbatch.training.calibrate import calibrate
 
-    calibrate(find_bundle(bundle), data, split=split)
+    assert data is not None
+    calibrate(find_bundle(bundle), data, split=split, balance=balance, review_share=review_share)
 
 
 @models.command("list")
@@ -86,7 +118,7 @@ def models_show(name: Annotated[str, typer.Argument(help="A shipped bundle's nam
 def models_verify(
     name: Annotated[str | None, typer.Argument(help="A bundle; all the shipped ones when left out.")] = None,
 ) -> None:
-    """Recompute every hash, and score synthetic planes against the recorded logits."""
+    """Recompute every hash, and score synthetic model inputs against the recorded logits."""
     from cxrbatch.ops.models import verify_models
 
-    raise typer.Exit(verify_models(name, given.settings()))
+    raise typer.Exit(verify_models(name, options.settings()))

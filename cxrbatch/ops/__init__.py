@@ -1,1 +1,1 @@
-"""What operators see: the commands put together, progress, and the doctor."""
+"""The implementation of the commands, and what operators see: progress, logs and the doctor."""

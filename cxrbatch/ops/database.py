@@ -1,4 +1,4 @@
-"""`cxrbatch db …` and the doctor's look at the store."""
+"""`cxrbatch db …`, and the doctor's check of the store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.ops.settings_table import without_password
 from cxrbatch.store import Store, StoreDown, housekeeping, migrate
-from cxrbatch.store.engine import parse_url, sqlite_file
+from cxrbatch.store.connection import parse_url, sqlite_file
 
 __all__ = ["backup", "check", "current", "downgrade", "look", "prune", "upgrade"]
 
@@ -27,13 +27,15 @@ def current(url: str) -> None:
 
 
 def check(url: str) -> ExitCode:
-    """Print what is wrong, one sentence each. Exit 1 when something is, 10 when only the schema is behind."""
+    """Print one sentence per problem. Exit 1 for damage, 10 if only the schema is not this program's."""
     problems = housekeeping.check(url)
     for problem in problems:
         print(problem)
     if not problems:
         print("The store is sound.")
-    return ExitCode.FATAL if problems else ExitCode.OK
+        return ExitCode.OK
+    behind = migrate.current(url) != migrate.head()
+    return ExitCode.STORE_NOT_AT_HEAD if behind and len(problems) == 1 else ExitCode.FATAL
 
 
 def backup(url: str, file: Path) -> None:
@@ -41,11 +43,12 @@ def backup(url: str, file: Path) -> None:
     print(f"A copy of the store is in {file}.")
 
 
-def prune(url: str, days: int, *, really: bool) -> None:
+def prune(url: str, days: int, *, really: bool, include_reviewed: bool) -> None:
     with Store.open(url, may_create=False) as store:
-        pruned = housekeeping.prune(store, days, really=really)
+        pruned = housekeeping.prune(store, days, really=really, include_reviewed=include_reviewed)
     said = "Forgotten" if really else "Would be forgotten (add --yes to do it)"
-    print(f"{said}: {pruned.files:,} file(s), {pruned.images:,} content(s).")
+    reviews = f", {pruned.reviews:,} review(s)" if include_reviewed else ""
+    print(f"{said}: {pruned.files:,} file(s), {pruned.images:,} content(s){reviews}.")
 
 
 def look(url: str) -> Iterator[tuple[Literal["ok", "note", "bad"], str]]:

@@ -1,4 +1,4 @@
-"""`cxrbatch doctor`: one line a check, with what to do about it."""
+"""`cxrbatch doctor`: one line per check, with what to do about a problem."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
-from cxrbatch.bundles import load_bundle
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.ops.key_file import key_file_of
 from cxrbatch.settings import Settings
 
 __all__ = ["run_doctor"]
@@ -25,7 +26,7 @@ _MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("bad ", "
 
 
 def run_doctor(settings: Settings) -> ExitCode:
-    """Print every check; exit 1 when one of them would stop a scan."""
+    """Print every check; exit 1 if one of them would stop a scan."""
     checks: list[tuple[str, Callable[[Settings], Iterator[Line]]]] = [
         ("machine", _machine),
         ("decoders", _decoders),
@@ -66,7 +67,7 @@ def _machine(settings: Settings) -> Iterator[Line]:
 
 
 def _decoders(settings: Settings) -> Iterator[Line]:
-    from cxrbatch.dicom.frames import decoder_table
+    from cxrbatch.imaging.dicom.frames import decoder_table
 
     for name, decoder in decoder_table():
         if decoder is None:
@@ -76,7 +77,7 @@ def _decoders(settings: Settings) -> Iterator[Line]:
 
 
 def _engine(settings: Settings) -> Iterator[Line]:
-    from cxrbatch.engines import open_engine
+    from cxrbatch.inference.engines import open_engine
 
     engine = open_engine(settings.engine, settings.device)
     yield "ok", f"{engine.name} {engine.version} on {engine.device}"
@@ -101,7 +102,7 @@ def _privacy(settings: Settings) -> Iterator[Line]:
     elif settings.phi == "drop":
         yield "ok", 'phi = "drop": no identifiers are stored'
     else:
-        key = Path(settings.id_key_file)
+        key = key_file_of(settings)
         there = "is there; back it up" if key.is_file() else "will be made by the first scan; back it up then"
         yield "ok", f'phi = "hash": the key file {key} {there}'
 

@@ -1,46 +1,68 @@
-"""The HMAC key that patient IDs and accession numbers are hashed with."""
+"""The HMAC key for hashing patient IDs and accession numbers."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
-from cxrbatch.crash import crash_point
-from cxrbatch.dicom.identifiers import Identifiers
+from cxrbatch.deidentify import Identifiers
 from cxrbatch.errors import Fatal
+from cxrbatch.failpoints import failpoint
 from cxrbatch.settings import Settings
+from cxrbatch.store import Store
+from cxrbatch.store.connection import parse_url, sqlite_file
 
-__all__ = ["identifiers_of"]
+__all__ = ["identifiers_of", "key_file_of"]
 
 _KEY_BYTES = 32
+_MOST_KEY_BYTES = 4096
 
 
-def identifiers_of(settings: Settings) -> Identifiers:
-    """What the settings want done with identifiers. Makes the key file (mode 0600) where it is missing.
+def key_file_of(settings: Settings) -> Path:
+    """The path of the key. A relative id_key_file is relative to a SQLite store's folder, not the working folder."""
+    path, url = Path(settings.id_key_file), parse_url(settings.db)
+    beside = sqlite_file(url).parent if url.drivername.startswith("sqlite") else Path()
+    return (beside / path).absolute()
 
-    Raises Fatal when the key file is unusable: a key made anew would make old and new hashes differ, silently.
+
+def identifiers_of(settings: Settings, store: Store | None = None) -> Identifiers:
+    """The treatment of identifiers by the settings. Creates the key file (mode 0600) if it is missing.
+
+    Raises Fatal if the key file is unusable, or is missing although `store` holds hashes: with a new key, old and new
+    hashes would differ silently.
     """
     if settings.phi != "hash":
         return Identifiers(mode=settings.phi)
-    path = Path(settings.id_key_file)
+    path = key_file_of(settings)
     try:
         if not path.exists():
+            if store is not None and store.holds_identifiers():
+                raise Fatal(
+                    f"The key file {path} is missing, and the store holds hashes made with it: restore it (before "
+                    "0.2.0 it lay in the working folder), or set id_key_file."
+                )
             _make(path)
     except OSError as error:
         raise Fatal(f"The key file {path} cannot be made ({error.strerror}); set id_key_file.") from None
     try:
-        key = path.read_bytes()
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Fatal(f"The key file {path} is not a regular file; set id_key_file.")
+            key = file.read(_MOST_KEY_BYTES + 1)
     except OSError as error:
         raise Fatal(f"The key file {path} cannot be read ({error.strerror}); set id_key_file.") from None
     if len(key) < _KEY_BYTES:
         raise Fatal(f"The key file {path} holds fewer than {_KEY_BYTES} bytes; restore it, or remove it for a new one.")
+    if len(key) > _MOST_KEY_BYTES:
+        raise Fatal(f"The key file {path} is no key: it holds more than {_MOST_KEY_BYTES} bytes; set id_key_file.")
     return Identifiers(mode="hash", key=key)
 
 
 def _make(path: Path) -> None:
-    """A new key under its name, whole or not at all, however many programs start at once or are killed here."""
+    """Create the key file atomically, even if several programs start at once or are killed here."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -48,8 +70,8 @@ def _make(path: Path) -> None:
             file.write(secrets.token_bytes(_KEY_BYTES))
             file.flush()
             os.fsync(descriptor)
-        crash_point("start.key_written")
-        with suppress(FileExistsError):  # another program was first: its key is the one
+        failpoint("start.key_written")
+        with suppress(FileExistsError):  # another program was first: its key is used
             os.link(beside, path)
     finally:
         beside.unlink()

@@ -1,8 +1,8 @@
 """The log: events with a name, values under a few known keys, and nothing else.
 
-Whatever is not on the list below is left out, so that no patient's name, id or accession number gets into a log by
-way of a message somebody else composed: not from our own code, not from a library, not in a traceback. File names
-are left out too, for people name files after patients; `cxrbatch results` knows them.
+Values under other keys are dropped, so that no patient's name, ID or accession number gets into a log: not from our own
+code, not through a library's message, not in a traceback. File names are dropped too, because people name files after
+patients; `cxrbatch results` shows them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import MutableMapping
 from types import TracebackType
@@ -18,22 +17,26 @@ from typing import Any, Literal
 
 import structlog
 
-__all__ = ["ALLOWED", "listen_to_everything", "log", "where"]
+from cxrbatch.unexpected import where
 
-#: Keys that may be printed. The folders are those of the command line.
+__all__ = ["ALLOWED", "listen_to_everything", "log", "quieten_libraries", "where"]
+
+#: The keys that may be logged. Folders are those of the command line.
 ALLOWED = frozenset(
     {
         *("event", "level", "timestamp", "why", "error", "where", "library", "seconds", "files", "free_mib"),
-        *("folder", "poll", "host", "port", "ae_title", "status", "signal", "pid", "version", "cascade", "device"),
-        *("engine", "state", "done", "rejected", "late", "held", "associations", "received", "refused"),
+        *("folder", "poll", "host", "port", "pid", "cascade", "device", "engine", "done", "rejected", "held"),
+        *("destination", "sent", "refused", "state"),
     }
 )
+
+_LIBRARIES = ("pydicom", "pynetdicom", "highdicom", "dicomweb_client", "urllib3", "PIL", "sqlalchemy", "watchdog")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("cxrbatch")
 
 
 def listen_to_everything(format: Literal["console", "json"], level: int = logging.INFO) -> None:
-    """Set up structlog and the standard library's logging, warnings and uncaught exceptions, all to stderr."""
+    """Configure structlog and the standard library's logging, warnings and uncaught exceptions, all to stderr."""
     last: Any = structlog.processors.JSONRenderer() if format == "json" else _console
     structlog.configure(
         processors=[
@@ -49,7 +52,7 @@ def listen_to_everything(format: Literal["console", "json"], level: int = loggin
     root = logging.getLogger()
     root.handlers[:] = [_Foreign()]
     root.setLevel(max(level, logging.WARNING) if level > logging.DEBUG else logging.DEBUG)
-    for name in ("pydicom", "pynetdicom", "PIL", "sqlalchemy", "watchdog"):  # some bring handlers of their own
+    for name in _LIBRARIES:  # some bring handlers of their own
         library = logging.getLogger(name)
         library.handlers[:], library.propagate = [], True
     logging.captureWarnings(True)
@@ -58,10 +61,13 @@ def listen_to_everything(format: Literal["console", "json"], level: int = loggin
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_traceback)
 
 
-def where(trace: TracebackType | None) -> str:
-    """The last few frames of a traceback as file:line, without any value."""
-    frames = traceback.extract_tb(trace)[-4:]
-    return " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames))
+def quieten_libraries() -> None:
+    """For commands that print no log: no word of a library, which may quote a header, gets onto the terminal."""
+    logging.getLogger().handlers[:] = [logging.NullHandler()]
+    for name in _LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers[:], library.propagate = [logging.NullHandler()], False
+    warnings.simplefilter("ignore")
 
 
 def _uncaught(kind: type[BaseException], trace: TracebackType | None) -> None:
@@ -69,9 +75,15 @@ def _uncaught(kind: type[BaseException], trace: TracebackType | None) -> None:
 
 
 class _Foreign(logging.Handler):
-    """What a library logs: that it did, where, and how loud. Never its words: they may quote a header."""
+    """Logs the level and place of a library's message, never its text, which may quote a header.
+
+    For our own logger, it logs the event and its values (unexpected.py).
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "cxrbatch" and hasattr(record, "event"):
+            log.log(record.levelno, record.event, **{k: getattr(record, k) for k in ("error", "where", "files")})
+            return
         origin = f"{record.filename}:{record.lineno}"
         log.log(record.levelno, "library_message", library=record.name.partition(".")[0], where=origin)
 

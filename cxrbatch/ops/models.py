@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.markdown import Markdown
 from rich.table import Table
 
-from cxrbatch.bundles import Bundle, load_bundle, shipped_bundles
-from cxrbatch.engines.verify import largest_difference
 from cxrbatch.errors import ExitCode
+from cxrbatch.inference.bundle import Bundle, ModelSpec, load_bundle, shipped_bundles
+from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.settings import Settings
 
@@ -20,7 +22,7 @@ def list_models() -> None:
         table.add_column(heading)
     for folder in shipped_bundles():
         bundle = load_bundle(folder)
-        stages = " → ".join(f"{s.role} ({s.architecture}, {s.plane.size} px)" for s in bundle.stages)
+        stages = " → ".join(f"{s.role} ({s.architecture}, {s.model_input.size} px)" for s in bundle.stages)
         table.add_row(bundle.path.name, bundle.version, stages, ", ".join(bundle.disease.classes))
     to_stdout().print(table)
 
@@ -35,10 +37,12 @@ def show_model(name: str) -> None:
     table.add_row("folder", str(bundle.path))
     table.add_row("manifest sha256", bundle.manifest_sha256)
     for stage in bundle.stages:
-        plane = stage.plane
+        model_input = stage.model_input
         classes = ", ".join(stage.classes)
-        table.add_row(stage.role, f"{stage.architecture}, {plane.size} px, {plane.fit}: {classes}")
+        table.add_row(stage.role, f"{stage.architecture}, {model_input.size} px, {model_input.fit}: {classes}")
         table.add_row("", f"temperature {stage.temperature:.4g}, threshold {stage.threshold:.4g}")
+        for what in _beyond_the_label(stage):
+            table.add_row("", what)
         table.add_row("", f"chosen on {stage.manifest.get('chosen_on', 'nothing')}")
         table.add_row("", f"weights {stage.weights.name} sha256 {stage.sha256}")
     console.print(table)
@@ -48,9 +52,23 @@ def show_model(name: str) -> None:
         console.print(Markdown(card.read_text(encoding="utf-8")))
 
 
+def _beyond_the_label(stage: ModelSpec) -> Iterable[str]:
+    """The second answer of a gate, the label sets and the operating points, where the bundle has them."""
+    if stage.frontal_threshold is not None:
+        yield f"frontal from {stage.frontal_threshold:.4g}"
+    if stage.label_set is not None:
+        named = ", ".join(f"{name} {t:.4g}" for name, t in zip(stage.classes, stage.label_set, strict=True))
+        yield f"label sets of {stage.manifest['label_set'].get('coverage', 0):.0%}: {named}"
+    for point in stage.manifest.get("abnormal", {}).get("operating_points", ()):
+        yield (
+            f"abnormal_probability from {point['threshold']:.4g}: {point['sensitivity']:.0%} of the abnormal, "
+            f"{1 - point['specificity']:.0%} of the normal validation images"
+        )
+
+
 def verify_models(name: str | None, settings: Settings) -> ExitCode:
-    """Hashes first (load_bundle refuses with exit 12), then the recorded logits on this machine's engine."""
-    from cxrbatch.engines import TOLERANCE, open_engine
+    """Check the hashes (load_bundle exits with 12), then compare the recorded logits on this machine's engine."""
+    from cxrbatch.inference.engines import TOLERANCE, open_engine
 
     bundles: list[Bundle] = [load_bundle(name)] if name else [load_bundle(p) for p in shipped_bundles()]
     engine = open_engine(settings.engine, settings.device)
@@ -60,11 +78,11 @@ def verify_models(name: str | None, settings: Settings) -> ExitCode:
         for stage in bundle.stages:
             difference = largest_difference(stage, engine)
             if difference is None:
-                verdict = "[yellow]hash ok; no recorded logits to compare with[/yellow]"
+                prediction = "[yellow]hash ok; no recorded logits to compare with[/yellow]"
             elif difference <= TOLERANCE:
-                verdict = f"[green]ok[/green]  hash, and logits within {difference:.1g} of the recorded ones"
+                prediction = f"[green]ok[/green]  hash, and logits within {difference:.1g} of the recorded ones"
             else:
-                verdict = f"[red]logits differ by {difference:.3g}[/red]: this engine does not compute what was made"
+                prediction = f"[red]logits differ by {difference:.3g}[/red]: this engine does not compute what was made"
                 code = ExitCode.BUNDLE_UNUSABLE
-            console.print(f"{bundle.name} {bundle.version}  {stage.role:8} {verdict}", highlight=False)
+            console.print(f"{bundle.name} {bundle.version}  {stage.role:8} {prediction}", highlight=False)
     return code

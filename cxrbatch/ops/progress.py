@@ -1,4 +1,4 @@
-"""The bar while a scan runs and the table when it is over. On no terminal: nothing, and one line of JSON."""
+"""A progress bar during a scan and a table after it; without a terminal, only one line of JSON at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from cxrbatch.pipeline import ScanCounts
+from cxrbatch.pipeline.counts import Counts
 
 __all__ = ["NOT_A_DIAGNOSIS", "ScanSummary", "print_summary", "progress_bar"]
 
@@ -25,24 +25,22 @@ _COLOURS = {"NORMAL": "green", "NOT_CHEST": "blue", "rejected": "red", "needs re
 
 @dataclass(frozen=True, slots=True)
 class ScanSummary:
-    """What the store holds for the scanned folders now, and what this run did."""
+    """What the store now holds for the scanned folders, and what this run did."""
 
     files: int
     labels: dict[str, int]
     needs_review: dict[str, int]  # of each label
     rejected: dict[str, int]  # by reason code
-    missing: int  # known from before and gone from the folder
+    missing: int  # known before and gone from the folder
     processed_now: int
-    unchanged: int  # opened by nobody: same path, size and mtime as last time
+    unchanged: int  # not opened: same path, size and mtime as last time
     seconds: float
     stopped: bool
 
 
 @contextmanager
-def progress_bar(
-    console: Console, count_files: Callable[[threading.Event], int]
-) -> Iterator[Callable[[ScanCounts], None]]:
-    """A live bar with rate, time left and counts. `count_files` runs beside, so that the end is known early."""
+def progress_bar(console: Console, count_files: Callable[[threading.Event], int]) -> Iterator[Callable[[Counts], None]]:
+    """A live bar with rate, time left and counts. `count_files` runs in parallel, so that the total is known early."""
     if not console.is_terminal:
         yield lambda counts: None
         return
@@ -66,8 +64,8 @@ def progress_bar(
     threading.Thread(target=count, name="count", daemon=True).start()
     with Live(Group(bar, tallies), console=console, refresh_per_second=8, transient=True):
 
-        def update(counts: ScanCounts) -> None:
-            with one_at_a_time:  # files that are unchanged are told of by the thread that looks them up
+        def update(counts: Counts) -> None:
+            with one_at_a_time:  # unchanged files are reported by the thread that looks them up
                 speed = bar.tasks[row].speed
                 bar.update(row, completed=counts.done, rate=f"{speed:,.1f}/s" if speed else "")
                 tallies.truncate(0)
@@ -79,11 +77,11 @@ def progress_bar(
             quit_counting.set()
 
 
-def _tally(counts: ScanCounts) -> Text:
+def _tally(counts: Counts) -> Text:
     text = Text()
     entries = [*sorted(counts.labels.items())]
     entries += [("needs review", counts.decisions["needs_review"]), ("rejected", counts.rejected.total())]
-    entries += [("known content", counts.known_content), ("unchanged", counts.unchanged)]
+    entries += [("known content", counts.known_image), ("unchanged", counts.unchanged)]
     for name, number in entries:
         if number:
             text.append(f"{name} ", style="dim").append(f"{number:,}   ", style=_COLOURS.get(name, ""))

@@ -1,4 +1,4 @@
-"""`cxrbatch results | export | show`: the store, without SQL."""
+"""`cxrbatch results | export | show | retry`: read the store without SQL."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode
-from cxrbatch.nouns import Decision
+from cxrbatch.intake.remote import is_remote, normal_url
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
 from cxrbatch.ops.terminal import plain, to_stdout
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, retry_now
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, writer_for
+from cxrbatch.types import INT64_MAX, Decision
 
-__all__ = ["export_results", "print_results", "retry_failed", "show_one"]
+__all__ = ["export_results", "moment_of", "print_results", "retry_failed", "show_one"]
 
-_TABLE_ROWS = 200  # a terminal is no place for more; say so
+_TABLE_ROWS = 200  # most rows of a table on a terminal
+_PREDICTED = ("label", "label_set", "confidence", "abnormal_probability", "decision", "review_reasons")
 _DECISIONS = {"reported": "green", "needs_review": "yellow", "not_chest": "blue"}
 
 
@@ -33,23 +35,23 @@ def print_results(
     min_confidence: float | None,
     needs_review: bool,
     since: str | None,
-    under: Path | None,
+    under: str | None,
     limit: int | None,
 ) -> None:
-    """Rows that meet every filter given; exit 4 is not used here: no rows is an answer.
+    """Print the rows that match all filters. No match is not an error: exit 4 is not used here.
 
-    By path; but a table of what is new begins with the newest, one of a label with the surest, and one of what needs
-    review with the least sure.
+    Rows are sorted by path. A table with `since` is sorted by time, newest first; a table of one label by confidence,
+    highest first; a table of rows that need review by confidence, lowest first.
     """
     filters: dict[str, Any] = {
         "label": label,
         "min_confidence": min_confidence,
         "decision": Decision.NEEDS_REVIEW if needs_review else None,
-        "since": _moment(since),
+        "since": moment_of(since),
         "roots": _folder(under),
-        "limit": limit,
+        "limit": limit if limit is None else min(limit, INT64_MAX),
     }
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         if format != "table":
             write = write_csv if format == "csv" else write_jsonl
             write("-", store.results(**filters))
@@ -66,56 +68,63 @@ def print_results(
         console.print(NOT_A_DIAGNOSIS, style="dim")
 
 
-def export_results(settings: Settings, file: str, under: Path | None) -> None:
+def export_results(settings: Settings, file: str, under: str | None) -> None:
     write = writer_for(file)
     check_writable(file)
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         number = write(file, store.results(roots=_folder(under)))
     Console(stderr=True).print(f"{number:,} row(s) in {plain(file)}", highlight=False)
 
 
 def show_one(settings: Settings, what: str) -> None:
-    """Everything about one path or content. Raises Fatal when nothing is known of it."""
-    path = str(Path(what).absolute()) if "/" in what or Path(what).exists() else what
-    with Store.open(settings.db, may_create=False) as store:
+    """Print everything about one path or content. Raises Fatal if nothing is known about it."""
+    path = str(Path(what).absolute()) if not is_remote(what) and ("/" in what or Path(what).exists()) else what
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         try:
-            films = store.everything_about(path)
+            images = store.everything_about(path)
         except ValueError as error:
             raise Fatal(f"{error}.") from None
-    if not films:
+    if not images:
         raise Fatal("The store knows no such file or content; `cxrbatch scan` its folder first.")
     console = to_stdout()
-    for film in films:
-        result = film.result
+    for image in images:
+        result = image.result
         console.print(Text(plain(result["path"]), "bold"))
         console.print(_fields(_headline(result)))
-        if film.image is not None:
+        if image.image is not None:
             skip = {"id", "sha256", "first_seen"}
-            shown = [(k, v) for k, v in film.image.items() if k not in skip and v not in (None, "")]
-            console.print(_section("how it was read"), _fields([("sha256", film.image["sha256"]), *shown]))
-        for told in film.told:
-            cascade, run = told.cascade, told.run
+            shown = [(k, v) for k, v in image.image.items() if k not in skip and v not in (None, "")]
+            console.print(_section("how it was read"), _fields([("sha256", image.image["sha256"]), *shown]))
+        for reported in image.predictions:
+            cascade, run = reported.cascade, reported.run
             name = f"{cascade['name']} {cascade['version']} ({cascade['manifest_sha256'][:12]})"
             console.print(_section(f"what {plain(name)} says"))
-            rows = [(k, told.prediction[k]) for k in ("label", "confidence", "decision", "review_reasons")]
-            rows += [("gate_probability", told.prediction["gate_probability"])]
-            rows += [("ood_score", told.prediction["ood_score"])]
-            rows += [(s["label"], f"p {s['probability']:.4f}   logit {s['logit']:+.3f}") for s in told.scores]
-            rows += [("at", told.prediction["processed_at"])]
+            rows = [(k, reported.prediction[k]) for k in _PREDICTED]
+            rows += [("gate_probability", reported.prediction["gate_probability"])]
+            rows += [("ood_score", reported.prediction["ood_score"])]
+            rows += [(s["label"], f"p {s['probability']:.4f}   logit {s['logit']:+.3f}") for s in reported.scores]
+            rows += [("at", reported.prediction["processed_at"])]
             rows += [("run", f"{run['id']}, cxrbatch {run['version']}, {run['engine']} on {run['device']}")]
-            rows += [("review", f"{r['action']} {r['label'] or ''} by {r['reviewer']}") for r in told.reviews]
             console.print(_fields(rows))
-        if film.same_content:
-            console.print(_section("the same bytes"), _fields([("path", p) for p in film.same_content]))
-        if film.history:
-            events = [(str(h["at"]), f"{h['event']} {h['old'] or ''} → {h['new'] or ''}") for h in film.history]
+        if image.reviews:
+            said = [
+                (str(r["at"]), f"{r['action']} {r['label'] or ''} by {plain(r['reviewer'])}") for r in image.reviews
+            ]
+            console.print(_section("what readers said"), _fields(said))
+        if image.same_image:
+            console.print(_section("the same bytes"), _fields([("path", p) for p in image.same_image]))
+        if image.history:
+            events = [(str(h["at"]), f"{h['event']} {h['old'] or ''} → {h['new'] or ''}") for h in image.history]
             console.print(_section("history"), _fields(events))
         console.print()
     console.print(NOT_A_DIAGNOSIS, style="dim")
 
 
 def _headline(result: Any) -> list[tuple[str, Any]]:
-    names = ("state", "label", "confidence", "decision", "reason_code", "reason", "review_reasons", "quality_flags")
+    names = (
+        "state", "label", "label_set", "confidence", "abnormal_probability", "decision", "reason_code", "reason",
+        "review_reasons", "quality_flags",
+    )  # fmt: skip
     return [(name, result[name]) for name in names if result[name] not in (None, "")]
 
 
@@ -148,22 +157,22 @@ def _table(rows: Iterable[Any]) -> Table:
     return table
 
 
-def _folder(under: Path | None) -> list[str]:
-    return [] if under is None else [str(under.absolute())]
+def _folder(under: str | None) -> list[str]:
+    return [] if under is None else [normal_url(under) if is_remote(under) else str(Path(under).absolute())]
 
 
-def _moment(text: str | None) -> datetime | None:
+def moment_of(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise Fatal(f"'{text}' is not a time; write it like 2026-01-31 or 2026-01-31T14:00.", ExitCode.USAGE) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def retry_failed(settings: Settings, reason: str | None) -> None:
-    """Raises Fatal (exit 2) for a reason code that does not exist."""
+    """Queue failed files again. Raises Fatal (exit 2) for a reason code that does not exist."""
     if reason is not None and reason not in set(ReasonCode):
         raise Fatal(f"No reason code '{reason}'; the ones there are: {', '.join(ReasonCode)}.", ExitCode.USAGE)
     with Store.open(settings.db, may_create=False) as store:

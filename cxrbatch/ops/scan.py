@@ -1,46 +1,46 @@
-"""`cxrbatch scan`, put together: check everything that can be checked, then work, then export."""
+"""`cxrbatch scan`: check everything that can be checked, then scan, then export."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from cxrbatch import __version__
-from cxrbatch.bundles import Bundle, load_bundle
-from cxrbatch.discover import Wanted, count_names, discover, roots_of
-from cxrbatch.engines import open_engine
-from cxrbatch.engines.protocol import Engine
+from cxrbatch import unexpected
 from cxrbatch.errors import ExitCode
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.engines import open_engine
+from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.intake.discover import Wanted, count_names, discover, roots_of
+from cxrbatch.intake.path_set import PathHashSet
+from cxrbatch.intake.remote import is_remote
+from cxrbatch.mounts import mount_points_below
+from cxrbatch.ops.cluster import Job, check_cluster_settings, connected, distribute
 from cxrbatch.ops.key_file import identifiers_of
 from cxrbatch.ops.progress import ScanSummary, print_summary, progress_bar
-from cxrbatch.ops.settings_table import without_password
+from cxrbatch.ops.setup import begin_run, stopping, wanted_of
 from cxrbatch.ops.terminal import to_stdout
-from cxrbatch.pipeline import ScanCounts, find_changed, scan, stopping, walk
-from cxrbatch.seen import Seen
+from cxrbatch.pipeline import Context, Counts, Sink, find_changed, scan, walk
 from cxrbatch.settings import Settings
-from cxrbatch.store import CascadeIdentity, FileState, Reprocess, Run, Store, only_writer
+from cxrbatch.store import FileState, Reprocess, Run, Store, only_writer
+from cxrbatch.store.connection import parse_url, sqlite_file
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, write_parquet
-from cxrbatch.store.writer_lock import LOCK_SUFFIX
 
-__all__ = ["Exports", "identity_of", "run_scan", "wanted_of"]
+__all__ = ["Exports", "run_scan"]
 
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """Where the rows of the scanned paths are written besides the store; "-" is stdout."""
+    """The files to which the rows of the scanned paths are exported; "-" is stdout."""
 
     csv: str | None = None
     jsonl: str | None = None
@@ -53,7 +53,7 @@ class Exports:
 
 def run_scan(
     settings: Settings,
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     exports: Exports,
     *,
     reprocess: Reprocess,
@@ -61,64 +61,62 @@ def run_scan(
     dry_run: bool,
     error_on_empty: bool,
     quiet: bool,
+    ray: str | None = None,
 ) -> ExitCode:
-    """Scan, write the exports, print the closing table. Raises Fatal before any work when something is amiss."""
+    """Scan, write the exports, print the closing table. Raises Fatal before any work if something is wrong.
+
+    With `ray` (the address of a Ray cluster) its nodes do the work, and this process lists the files.
+    """
+    if ray is not None:
+        check_cluster_settings(settings, limit=limit, reprocess=reprocess)
     roots = roots_of(paths)
-    for _, path in exports.targets():
-        check_writable(path)
+    for write, path in exports.targets():
+        check_writable(path, write)
     bundle = load_bundle(settings.cascade)
     started = time.monotonic()
-    with nullcontext() if dry_run else only_writer(settings.db), Store.open(settings.db) as store:
-        wanted = wanted_of(settings, store, [path for _, path in exports.targets() if path != "-"])
-        if dry_run:
-            return _say_what_would_be_read(roots, wanted, store, bundle.key(settings.exact), reprocess)
+    wanted = wanted_of(settings, [path for _, path in exports.targets() if path != "-"])
+    if dry_run:
+        return _dry_run(settings.db, roots, wanted, bundle.key(settings.exact), reprocess)
+    nodes = None if ray is None else connected(ray)
+    with only_writer(settings.db), Store.open(settings.db) as store:
         on_screen = Console(stderr=True, quiet=quiet)
         for warning in store.warnings:
             on_screen.print(f"[yellow]{warning}[/yellow]", highlight=False)
-        identifiers = identifiers_of(settings)
+        identifiers = identifiers_of(settings, store)
         runs: list[Run] = []
 
-        def begin(engine: Engine | None) -> Run:
-            described = f"{engine.name} {engine.version}; Python {platform.python_version()}" if engine else ""
-            runs.append(
-                store.begin_run(
-                    json.dumps({k: without_password(str(v)) for k, v in settings.model_dump().items()}),
-                    identity_of(bundle, settings.exact),
-                    device=engine.device if engine else "",
-                    engine=described,
-                    host=socket.gethostname(),
-                    version=__version__,
-                )
-            )
-            return runs[0]
-
-        def start() -> tuple[Engine, Run]:
+        def start() -> tuple[InferenceEngine, Sink]:
             engine = open_engine(settings.engine, settings.device, bundle)
-            return engine, begin(engine)
+            run = begin_run(store, settings, bundle, engine)
+            runs.append(run)
+            commit = partial(store.record, run.run_id, run.cascade_id, replace=reprocess == "all")
+            return engine, Sink(store, run.cascade_id, commit, reprocess)
 
-        stop, counts, seen = threading.Event(), ScanCounts(), Seen()
+        stop, counts, seen = threading.Event(), Counts(), PathHashSet()
+        known_mounts = store.note_mounts(roots, _mount_points(roots))
         found = walk(roots, wanted, stop, counts, seen)
         with stopping(stop) as caught, progress_bar(on_screen, partial(count_names, roots, wanted)) as progress:
-            scan(
-                found,
-                settings,
-                bundle,
-                store,
-                start,
-                identifiers=identifiers,
-                reprocess=reprocess,
-                limit=limit,
-                stop=stop,
-                counts=counts,
-                progress=progress,
-            )
-        if counts.whole and counts.found:  # an empty root may be a share that has dropped out
-            run_id = runs[0].run_id if runs else begin(None).run_id
+            context = Context(settings, bundle, identifiers, tuple(roots), counts, progress)
+            if nodes is None:
+                scan(found, context, store, start, reprocess=reprocess, limit=limit, stop=stop)
+            else:
+                runs.append(begin_run(store, settings, bundle, None))
+                job = Job(settings, identifiers, tuple(roots), runs[0], bundle.key(settings.exact))
+                distribute(nodes, found, store, job, counts, progress, stop)
+        if counts.complete and counts.found:  # an empty root may be a lost share
+            if not runs:
+                runs.append(begin_run(store, settings, bundle, None))
             every_row_seen = counts.done == counts.found == store.present()
             if not every_row_seen:
-                store.mark_missing(run_id, [root for root in roots if os.path.isdir(root)], seen)
+                unmounted = known_mounts - _mount_points(roots)
+                for folder in sorted(unmounted | set(counts.unlisted)):
+                    why = _why_left(folder, folder in unmounted)
+                    on_screen.print(f"[yellow]{why}[/yellow]", highlight=False, soft_wrap=True)
+                folders = [root for root in roots if is_remote(root) or os.path.isdir(root)]
+                store.mark_missing(runs[0].run_id, folders, seen, unlisted=counts.unlisted, unmounted=unmounted)
         for run in runs:
-            store.end_run(run.run_id, {"processed": counts.processed, "unchanged": counts.unchanged})
+            counted = {"processed": counts.processed, "unchanged": counts.unchanged}
+            store.end_run(run.run_id, counted | {"unexpected_errors": unexpected.total()})
         summary = _summary(store, roots, counts, time.monotonic() - started, stopped=bool(caught))
         for write, path in exports.targets():
             write(path, (row for row in store.results(roots=roots) if row.state != FileState.MISSING))
@@ -131,39 +129,30 @@ def run_scan(
     return ExitCode.SOME_REJECTED if summary.rejected else ExitCode.OK
 
 
-def identity_of(bundle: Bundle, exact: bool) -> CascadeIdentity:
-    return CascadeIdentity(
-        bundle.name,
-        f"{bundle.version} exact" if exact else bundle.version,
-        bundle.key(exact),
-        json.dumps(bundle.manifest),
-        tuple(stage.role for stage in bundle.stages),
-        tuple(stage.sha256 for stage in bundle.stages),
-    )
+def _mount_points(roots: Sequence[str]) -> frozenset[str]:
+    return frozenset().union(*(mount_points_below(root) for root in roots if not is_remote(root)))
 
 
-def wanted_of(settings: Settings, store: Store, exports: Sequence[str] = ()) -> Wanted:
-    """What counts in the folders: not our own store, key and exports, should they lie there."""
-    ours = [os.path.abspath(path) for path in exports]
-    ours += [os.path.abspath(settings.id_key_file)]
-    if store.engine.dialect.name == "sqlite":
-        database = os.path.abspath(str(store.engine.url.database))
-        ours += [database + suffix for suffix in ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)]
-    return Wanted(tuple(settings.include), tuple(settings.exclude), tuple(settings.ignore_suffixes), frozenset(ours))
+def _why_left(folder: str, unmounted: bool) -> str:
+    why = "is not mounted any more" if unmounted else "is empty or could not be listed"
+    return escape(f"{folder} {why}: what is known of the files below it is left as it is.")
 
 
-def _say_what_would_be_read(
-    roots: Sequence[str], wanted: Wanted, store: Store, cascade_key: str, reprocess: Reprocess
-) -> ExitCode:
-    counts = ScanCounts()
-    cascade_id = store.cascade_id_of(cascade_key) or 0  # 0: no cascade, nothing of it is known
-    found = discover(roots, wanted)
-    changed = sum(1 for _ in find_changed(found, store, cascade_id, reprocess, counts, look_only=True))
+def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, reprocess: Reprocess) -> ExitCode:
+    """Count the files that would be read, by name only; does not create a store."""
+    counts, found = Counts(), discover(roots, wanted)
+    parsed = parse_url(url)
+    if parsed.drivername.startswith("sqlite") and not sqlite_file(parsed).exists():
+        changed = sum(1 for _ in found)
+    else:
+        with Store.open(url, may_create=False, read_only=True) as store:
+            cascade_id = store.cascade_id_of(cascade_key) or 0  # 0: no row of it exists yet
+            changed = sum(1 for _ in find_changed(found, store, cascade_id, reprocess, counts, look_only=True))
     print(f"{changed:,} file(s) would be read; {counts.unchanged:,} are unchanged since last time.")
     return ExitCode.OK
 
 
-def _summary(store: Store, roots: Sequence[str], counts: ScanCounts, seconds: float, *, stopped: bool) -> ScanSummary:
+def _summary(store: Store, roots: Sequence[str], counts: Counts, seconds: float, *, stopped: bool) -> ScanSummary:
     stored = store.counts(roots)
     return ScanSummary(
         files=sum(number for state, number in stored.by_state.items() if state != FileState.MISSING),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from cxrbatch.ops.terminal import to_stdout
-from cxrbatch.settings import Settings, sources
+from cxrbatch.settings import Settings, sources, without_password
 
-__all__ = ["print_settings", "without_password"]
+__all__ = ["check_settings", "print_settings", "without_password"]
 
 
 def print_settings(settings: Settings, config: Path | None, flags: dict[str, Any]) -> None:
-    """One row a setting; passwords in URLs are not shown."""
+    """Print one row per setting; passwords in URLs are not shown."""
     where = sources(config, flags)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("setting", "value", "from"):
@@ -25,5 +24,11 @@ def print_settings(settings: Settings, config: Path | None, flags: dict[str, Any
     to_stdout().print(table, markup=False)
 
 
-def without_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", url)
+def check_settings(settings: Settings) -> None:
+    """Check settings in the modules that use them. Raises Fatal for the first setting that cannot be used."""
+    from cxrbatch.ops.receive import listen_of
+    from cxrbatch.store.connection import parse_url
+
+    parse_url(settings.db)
+    if settings.listen:
+        listen_of(settings)

@@ -1,4 +1,4 @@
-"""Synthetic files to try cxrbatch on: phantom chest films, things that are none, and broken files."""
+"""Synthetic files for trying cxrbatch: phantom chest images, images of other things, and broken files."""
 
 from cxrbatch.samples.files import write_samples
 

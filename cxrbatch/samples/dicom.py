@@ -1,4 +1,4 @@
-"""Pictures to DICOM files in several transfer syntaxes, every one of them saying that it is synthetic."""
+"""Write images as DICOM files in several transfer syntaxes; every file says that it is synthetic."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def as_dicom(
 ) -> Dataset:
     """A DX image of stored values (rows, columns), uint8 or uint16, encoded in `syntax`.
 
-    `elements` are further attributes by keyword; UIDs follow from the content, so the same call gives the same file.
+    `elements` are further attributes by keyword. UIDs are derived from the content: the same call gives the same file.
     """
     dataset = Dataset()
     digest = hashlib.sha256(stored.tobytes() + repr((syntax, bits, sorted(elements.items()))).encode()).digest()
@@ -66,7 +66,7 @@ def as_dicom(
     dataset.Manufacturer = "cxrbatch samples (synthetic)"
     dataset.BodyPartExamined = "CHEST"
     dataset.ViewPosition = "PA"
-    dataset.ImageComments = "Synthetic picture made by a program; shows no patient"
+    dataset.ImageComments = "Synthetic image made by a program; shows no patient"
     dataset.Rows, dataset.Columns = stored.shape
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
@@ -108,7 +108,7 @@ def encode_frame(stored: NDArray[Any], syntax: UID) -> bytes:
 
 
 def _rle_frame(stored: NDArray[Any]) -> bytes:
-    """PS3.5 Annex G: a segment for each byte of a sample, most significant first, rows packed one by one."""
+    """PS3.5 Annex G: one segment per byte of a sample, most significant first, each row packed separately."""
     octets = stored.astype(stored.dtype.newbyteorder(">")).view(np.uint8).reshape(*stored.shape, -1)
     segments = []
     for number in range(octets.shape[2]):

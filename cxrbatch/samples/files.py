@@ -1,4 +1,4 @@
-"""The sample folder: some two dozen files whose names say what they are and what should become of them."""
+"""The sample folder: about two dozen files whose names say what they are and which result to expect."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.samples.dicom import as_dicom, write_dicom
 from cxrbatch.samples.phantom import Chest, colour_pattern, draw_chest, draw_hand, draw_text_page
 
@@ -28,20 +29,22 @@ __all__ = ["write_samples"]
 
 
 def write_samples(directory: Path, seed: int = 0) -> list[Path]:
-    """Write the samples into `directory` (made if missing) and return their paths, sorted.
+    """Write the samples into `directory` (created if missing) and return their paths, sorted.
 
-    Deterministic: the same seed and library versions give the same bytes. Raises OSError.
+    Deterministic: the same seed and library versions give the same bytes. Raises OSError, and Fatal if another file
+    has the name of a sample.
     """
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, content in (*_films(seed), *_no_films(seed), *_broken(seed)):
+    for name, content in (*_images(seed), *_no_images(seed), *_broken(seed)):
         path = directory / name
-        path.write_bytes(content)
+        with new_file(path, starts_with(*filter(None, [content[:512]]))) as file:
+            file.write(content)
         paths.append(path)
     return sorted(paths)
 
 
-def _films(seed: int) -> Iterator[tuple[str, bytes]]:
+def _images(seed: int) -> Iterator[tuple[str, bytes]]:
     first = draw_chest(Chest(seed))
     twelve = _levels(first, 3600, 200)
     explicit = write_dicom(as_dicom(twelve, bits=12, patient=1, WindowCenter="2000", WindowWidth="3600"))
@@ -77,7 +80,7 @@ def _films(seed: int) -> Iterator[tuple[str, bytes]]:
     yield "chest_16_bit.tif", _pillow(_levels(draw_chest(Chest(seed + 12)), 65535), "TIFF")
 
 
-def _no_films(seed: int) -> Iterator[tuple[str, bytes]]:
+def _no_images(seed: int) -> Iterator[tuple[str, bytes]]:
     hand = as_dicom(_levels(draw_hand(seed)), patient=20, BodyPartExamined="HAND")
     yield "not_a_chest_hand.dcm", write_dicom(hand)
     yield "not_a_chest_text_page.png", _pillow(_levels(draw_text_page()), "PNG")
@@ -85,28 +88,28 @@ def _no_films(seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _broken(seed: int) -> Iterator[tuple[str, bytes]]:
-    film = _levels(draw_chest(Chest(seed + 13, rows=320, columns=288)))
-    whole = write_dicom(as_dicom(film, patient=30))
+    image = _levels(draw_chest(Chest(seed + 13, rows=320, columns=288)))
+    whole = write_dicom(as_dicom(image, patient=30))
     yield "broken_empty.dcm", b""
     yield "broken_truncated.dcm", whole[: len(whole) * 2 // 3]
-    yield "broken_text.dcm", b"These are words. Somebody gave them the name of a film.\n" * 20
+    yield "broken_text.dcm", b"These are words. Somebody gave them the name of an image.\n" * 20
     yield "broken_web_page.dcm", b"<!DOCTYPE html>\n<html><body><h1>502 Bad Gateway</h1></body></html>\n"
     yield "broken_zip_archive.png", _zip(whole)
-    report = as_dicom(film, patient=31)
+    report = as_dicom(image, patient=31)
     del report.PixelData, report.Rows, report.Columns
     yield "broken_no_pixel_data.dcm", write_dicom(report)
     yield "broken_constant.png", _pillow(np.full((256, 256), 128, np.uint8), "PNG")
-    damaged = bytearray(write_dicom(as_dicom(film, JPEGLSLossless, patient=32)))
+    damaged = bytearray(write_dicom(as_dicom(image, JPEGLSLossless, patient=32)))
     damaged[len(damaged) // 2 : len(damaged) // 2 + 64] = bytes(range(64))
     yield "broken_damaged_pixels.dcm", bytes(damaged)
-    lying = as_dicom(film, JPEGBaseline8Bit, patient=33)
+    lying = as_dicom(image, JPEGBaseline8Bit, patient=33)
     lying.Rows, lying.Columns = lying.Rows * 2, lying.Columns * 2
     yield "broken_wrong_size.dcm", write_dicom(lying)
 
 
-def _levels(picture: NDArray[np.float64], top: int = 255, bottom: int = 0) -> NDArray[Any]:
-    """0..1 to `bottom`..`bottom + top`: uint8 up to 255, uint16 above."""
-    return np.asarray(np.rint(picture * top) + bottom, np.uint8 if top <= 255 else np.uint16)
+def _levels(image: NDArray[np.float64], top: int = 255, bottom: int = 0) -> NDArray[Any]:
+    """Scale 0..1 to `bottom`..`bottom + top`: uint8 up to 255, uint16 above."""
+    return np.asarray(np.rint(image * top) + bottom, np.uint8 if top <= 255 else np.uint16)
 
 
 def _pillow(samples: NDArray[Any], format_: str) -> bytes:
@@ -118,5 +121,5 @@ def _pillow(samples: NDArray[Any], format_: str) -> bytes:
 def _zip(content: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("film.dcm", (2020, 1, 1, 0, 0, 0)), content)
+        archive.writestr(zipfile.ZipInfo("image.dcm", (2020, 1, 1, 0, 0, 0)), content)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Pictures drawn by numpy: phantom chest films, and things that are no chest film.
+"""Images drawn with numpy: phantom chest images, and images of other things.
 
-A phantom is attenuation along the beam, summed over simple shapes. It resembles a frontal film enough to
-try the tools on; it shows no patient, and a model's score of it means nothing.
+A phantom is the attenuation along the beam, summed over simple shapes. It resembles a frontal image enough for trying
+the tools. It shows no patient, and a model's score of it means nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 __all__ = ["Chest", "colour_pattern", "draw_chest", "draw_hand", "draw_text_page"]
 
 Floats = NDArray[np.float64]
-_HALF_WIDTH = 0.9  # of the film, where the shoulders reach to 1: they are cut off, as usual
+_HALF_WIDTH = 0.9  # of the image; the shoulders reach to 1 and are cut off, as usual
 
 
 @dataclass(frozen=True, slots=True)
 class Chest:
-    """One phantom: what differs between people and films."""
+    """The parameters of one phantom: what differs between people and images."""
 
     seed: int = 0
     rows: int = 512  # pixels
@@ -42,25 +42,25 @@ def draw_chest(chest: Chest) -> Floats:
     heart = _heart(x, y, chest.heart)
     lungs *= 1 - 0.9 * np.clip(heart + _blob(x - 0.13, y - 0.33, 0.08, 0.05), 0, 1) ** 0.5
     lungs *= 1 - _finding(chest.finding, x, y, rng)
-    film = body * (0.52 + 0.16 * _below(0, 0.72 - y, 0.1)) - 0.36 * lungs + 0.05 * heart
-    film += 0.17 * body * np.exp(-((x / 0.15) ** 2))
-    film -= 0.10 * np.exp(-((x / 0.035) ** 2)) * _below(0.36, y, 0.04)  # trachea
-    film += 0.03 * np.exp(-((x / 0.07) ** 4)) * np.clip(np.sin(y * 95) + 0.6, 0, 0.5)  # vertebrae
+    image = body * (0.52 + 0.16 * _below(0, 0.72 - y, 0.1)) - 0.36 * lungs + 0.05 * heart
+    image += 0.17 * body * np.exp(-((x / 0.15) ** 2))
+    image -= 0.10 * np.exp(-((x / 0.035) ** 2)) * _below(0.36, y, 0.04)  # trachea
+    image += 0.03 * np.exp(-((x / 0.07) ** 4)) * np.clip(np.sin(y * 95) + 0.6, 0, 0.5)  # vertebrae
     bones = _bones(chest.rows, chest.columns, rng)
-    film += (0.05 + 0.11 * lungs) * bones * (body > 0.05)
-    film += 0.16 * lungs * _vessels(chest.rows, chest.columns, rng)
-    film -= 0.22 * _blob(x - 0.42, y - 0.86, 0.13, 0.04) * body  # air in the stomach
-    film = _blurred(film, 0.8)
-    film += rng.normal(0, 0.006, film.shape) * (0.4 + film.clip(0, 1))
-    film = np.where(body > 0.01, film + 0.04, 0.01 + 0.002 * rng.random(film.shape))
-    film = np.clip(film / 0.95, 0, 1)
-    return np.maximum(film, _label(chest.rows, chest.columns, "L", (0.93, 0.06), 0.05))
+    image += (0.05 + 0.11 * lungs) * bones * (body > 0.05)
+    image += 0.16 * lungs * _vessels(chest.rows, chest.columns, rng)
+    image -= 0.22 * _blob(x - 0.42, y - 0.86, 0.13, 0.04) * body  # air in the stomach
+    image = _blurred(image, 0.8)
+    image += rng.normal(0, 0.006, image.shape) * (0.4 + image.clip(0, 1))
+    image = np.where(body > 0.01, image + 0.04, 0.01 + 0.002 * rng.random(image.shape))
+    image = np.clip(image / 0.95, 0, 1)
+    return np.maximum(image, _label(chest.rows, chest.columns, "L", (0.93, 0.06), 0.05))
 
 
 def draw_hand(seed: int = 0, rows: int = 512, columns: int = 448) -> Floats:
     """A hand-like phantom (rows, columns), 0..1: five fingers of bones on a palm."""
-    picture = Image.new("L", (columns, rows))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", (columns, rows))
+    pen = ImageDraw.Draw(image)
     bones = Image.new("L", (columns, rows))
     bone_pen = ImageDraw.Draw(bones)
     wrist = np.array([0.5 * columns, 0.92 * rows])
@@ -72,18 +72,18 @@ def draw_hand(seed: int = 0, rows: int = 512, columns: int = 448) -> Floats:
             gap = (end - start) * 0.06
             bone_pen.line([*tuple(start + gap), *tuple(end - gap)], fill=150, width=columns // 26)
     pen.ellipse((0.28 * columns, 0.52 * rows, 0.74 * columns, 0.97 * rows), fill=120)
-    soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(6)), np.float64) / 255
+    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(6)), np.float64) / 255
     hard = np.asarray(bones.filter(ImageFilter.GaussianBlur(2)), np.float64) / 255
     noise = np.random.default_rng(seed).normal(0, 0.01, soft.shape)
     return np.clip(0.7 * soft + 0.8 * hard + noise, 0, 1)
 
 
 def draw_text_page(rows: int = 640, columns: int = 480) -> Floats:
-    """A page of text (rows, columns), 0..1, as scanned letters get into film archives."""
+    """A page of text (rows, columns), 0..1, like the scanned letters in image archives."""
     page = Image.new("L", (columns, rows), 245)
     pen = ImageDraw.Draw(page)
     pen.text((40, 40), "SYNTHETIC REFERRAL LETTER", fill=15, font=ImageFont.load_default(22))
-    words = "this page is no film and holds no patient it was drawn by a program to be turned away".split()  # noqa: SIM905
+    words = "this page is no image and holds no patient it was drawn by a program to be turned away".split()  # noqa: SIM905
     font = ImageFont.load_default(15)
     for line in range(24):
         text = " ".join(words[(line * 5 + i) % len(words)] for i in range(9))
@@ -92,16 +92,16 @@ def draw_text_page(rows: int = 640, columns: int = 480) -> Floats:
 
 
 def colour_pattern(seed: int = 0, rows: int = 480, columns: int = 640) -> NDArray[np.uint8]:
-    """A colourful picture (rows, columns, 3) uint8: sky, hills and a sun."""
+    """A colourful image (rows, columns, 3) uint8: sky, hills and a sun."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j]
-    picture = np.stack([0.45 + 0.3 * y, 0.65 + 0.2 * y, 0.95 - 0.1 * y], axis=-1)
-    picture[np.hypot((x - 0.75) * columns / rows, y - 0.25) < 0.1] = (1.0, 0.85, 0.2)
+    image = np.stack([0.45 + 0.3 * y, 0.65 + 0.2 * y, 0.95 - 0.1 * y], axis=-1)
+    image[np.hypot((x - 0.75) * columns / rows, y - 0.25) < 0.1] = (1.0, 0.85, 0.2)
     for level, colour in ((0.55, (0.35, 0.55, 0.4)), (0.7, (0.2, 0.5, 0.2)), (0.85, (0.4, 0.3, 0.1))):
         edge = level + 0.06 * np.sin(x * 9 + level * 20) + 0.02 * np.sin(x * 31)
-        picture[y > edge] = colour
-    picture += rng.normal(0, 0.02, picture.shape)
-    return np.asarray(np.clip(picture, 0, 1) * 255, np.uint8)
+        image[y > edge] = colour
+    image += rng.normal(0, 0.02, image.shape)
+    return np.asarray(np.clip(image, 0, 1) * 255, np.uint8)
 
 
 def _soft_tissue(x: Floats, y: Floats) -> Floats:
@@ -114,7 +114,7 @@ def _soft_tissue(x: Floats, y: Floats) -> Floats:
 
 
 def _lungs(x: Floats, y: Floats, width: float) -> Floats:
-    """How much of the beam runs through air, 0..1: two lungs over domed diaphragms."""
+    """The share of the beam that passes through air, 0..1: two lungs above domed diaphragms."""
     air = np.zeros_like(x)
     for side, dome in ((-1, 0.715), (1, 0.745)):
         across = (x * side - 0.40) / (0.30 * width)
@@ -166,7 +166,7 @@ def _bones(rows: int, columns: int, rng: np.random.Generator) -> Floats:
             reach = min(0.70, 0.34 + 0.075 * rib)
             start = 0.10 + 0.068 * rib
             stroke(side * (0.06 + reach * t), start - 0.045 * np.sin(2.4 * t) + tilt * t**2, 0.017, 150)
-            if rib < 7:  # the front part runs down towards the sternum
+            if rib < 7:  # the front part descends towards the sternum
                 front = start + tilt + 0.02 + 0.11 * (1 - t) ** 1.5
                 stroke(side * (0.20 + (reach - 0.14) * t), front, 0.015, 85)
         t = np.linspace(0, 1, 20)
@@ -200,7 +200,7 @@ def _vessels(rows: int, columns: int, rng: np.random.Generator) -> Floats:
 
 
 def _label(rows: int, columns: int, text: str, at: tuple[float, float], height: float) -> Floats:
-    """A side marker and the word that says what this is, burned in as markers are."""
+    """A side marker and the word that says what this is, burned into the pixels like real markers."""
     sheet = Image.new("L", (columns, rows))
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(round(height * rows))
@@ -223,12 +223,12 @@ def _below(edge: float, values: Floats, softness: float) -> Floats:
     return 1 / (1 + np.exp(np.clip((values - edge) / softness * 3, -60, 60)))
 
 
-def _blurred(film: Floats, radius: float) -> Floats:
+def _blurred(image: Floats, radius: float) -> Floats:
     kernel = np.exp(-0.5 * (np.arange(-3, 4) / radius) ** 2)
     kernel /= kernel.sum()
     for axis in (0, 1):
-        padded = np.pad(film, [(3, 3) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-        film = sum(
-            weight * np.take(padded, np.arange(i, i + film.shape[axis]), axis=axis) for i, weight in enumerate(kernel)
+        padded = np.pad(image, [(3, 3) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        image = sum(
+            weight * np.take(padded, np.arange(i, i + image.shape[axis]), axis=axis) for i, weight in enumerate(kernel)
         )
-    return film
+    return image

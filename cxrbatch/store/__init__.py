@@ -1,33 +1,38 @@
-"""The store: what is known of every file, in SQLite or Postgres."""
+"""The store: everything that is known about every file, in SQLite or Postgres."""
 
-from cxrbatch.store.engine import StoreDown
-from cxrbatch.store.leases import Claimed, Waits
-from cxrbatch.store.ledger import CascadeIdentity, Counts, Reprocess, Run, Store
+from cxrbatch.store.connection import StoreDown
+from cxrbatch.store.job_queue import JobQueue, retry_now
+from cxrbatch.store.leases import Backoff, Claimed
 from cxrbatch.store.paths import path_to_text, text_to_path
-from cxrbatch.store.patience import Patience
+from cxrbatch.store.queries import PathCounts
 from cxrbatch.store.recording import Recorded
-from cxrbatch.store.schema import FileState, ReviewAction
+from cxrbatch.store.retry import RetryPolicy
+from cxrbatch.store.review_schema import ReviewAction
+from cxrbatch.store.reviews import Act, record_act
+from cxrbatch.store.schema import FileState
+from cxrbatch.store.store import CascadeIdentity, Reprocess, Run, Store
 from cxrbatch.store.views import RESULT_COLUMNS
-from cxrbatch.store.work import Work, retry_now
 from cxrbatch.store.writer_lock import only_writer
 
 __all__ = [
     "RESULT_COLUMNS",
+    "Act",
+    "Backoff",
     "CascadeIdentity",
     "Claimed",
-    "Counts",
     "FileState",
-    "Patience",
+    "JobQueue",
+    "PathCounts",
     "Recorded",
     "Reprocess",
+    "RetryPolicy",
     "ReviewAction",
     "Run",
     "Store",
     "StoreDown",
-    "Waits",
-    "Work",
     "only_writer",
     "path_to_text",
+    "record_act",
     "retry_now",
     "text_to_path",
 ]

@@ -1,20 +1,18 @@
-"""Rows of the view `results` as CSV, JSON lines or Parquet: streamed, and there whole or not at all.
+"""Write rows of the view `results` as CSV, JSON lines or Parquet: streamed, and atomically (output_file.py).
 
-A file is written beside its name (`.NAME.part`), flushed to the disk and renamed. "-" is standard output.
-Times are UTC, 'YYYY-MM-DD HH:MM:SS'; paths are as the store keeps them (paths.py).
+"-" is standard output. Times are UTC, 'YYYY-MM-DD HH:MM:SS'. Paths are as the store keeps them (paths.py), except for
+line breaks in a CSV: see `write_csv`.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-import os
-import stat
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -22,22 +20,25 @@ from typing import IO, Any
 import sqlalchemy as sa
 
 from cxrbatch.errors import Fatal
-from cxrbatch.store.columns import Utc, utc_text
-from cxrbatch.store.keys import chunks
+from cxrbatch.output_file import EarlierOutput, check_target, new_file, starts_with
+from cxrbatch.store.sql import Utc, chunks, utc_text
 from cxrbatch.store.views import RESULT_COLUMNS, results
 
 __all__ = ["check_writable", "write_csv", "write_jsonl", "write_parquet", "writer_for"]
 
 Rows = Iterable[Sequence[Any]]  # values in the order of RESULT_COLUMNS
+Writer = Callable[[str, Rows], int]
 
-#: A spreadsheet takes a cell that starts so for a formula, and may run it.
+#: A spreadsheet treats a cell that starts with one of these as a formula, and may run it.
 _FORMULA = frozenset("=+-@\t\r\n＝＋－＠")
+#: A program that splits by lines and ignores quotes takes the second line of a cell for a cell of its own.
+_FORMULA_OF_A_LINE = re.compile(r"(?<=[\r\n])(?=[=+\-@\t＝＋－＠])")
 _ROW_GROUP = 5_000  # rows of Parquet in memory at a time
 _NOTE = "cxrbatch: for research; decision support only, not a diagnosis"
 
 
-def writer_for(path: str) -> Callable[[str, Rows], int]:
-    """The function that writes this kind of file, by its suffix. Raises Fatal for another suffix."""
+def writer_for(path: str) -> Writer:
+    """The function that writes files with this suffix. Raises Fatal for an unknown suffix."""
     writers = {".csv": write_csv, ".jsonl": write_jsonl, ".parquet": write_parquet}
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
@@ -45,24 +46,30 @@ def writer_for(path: str) -> Callable[[str, Rows], int]:
     return writers[suffix]
 
 
-def check_writable(path: str) -> None:
-    """Raises Fatal, before any work is done, where an export to `path` would fail."""
-    if path.lower().endswith(".parquet"):
+def check_writable(path: str, write: Writer | None = None) -> None:
+    """Raise Fatal, before any work is done, if `write` (default: by the suffix) to `path` would fail."""
+    if write is None:
+        write = write_csv if path == "-" else writer_for(path)
+    if write is write_parquet:
         _pyarrow()
-    if path == "-" or _is_device(path):
-        return
-    with _temporary(os.path.realpath(path)) as (_, name):
-        os.unlink(name)
+        _no_standard_output(path)
+    if path != "-":
+        check_target(path, _EARLIER[write])
 
 
 def write_csv(path: str, rows: Rows) -> int:
-    """Write rows as UTF-8 CSV with a header; returns how many. Cells that a spreadsheet would run get a '."""
-    with _text_target(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+    """Write rows as UTF-8 CSV with a header; returns how many.
+
+    A cell that a spreadsheet would run is prefixed with ', and so is each further line of a cell (a file name may
+    contain line breaks). A cell with a line break is quoted.
+    """
+    with _text_target(path, write_csv) as file:
+        # Before Python 3.13, csv quotes a cell with \r only if the line terminator contains \r.
+        writer = csv.writer(_CsvLines(file), lineterminator="\r\n")
         writer.writerow(RESULT_COLUMNS)
         count = 0
         for row in rows:
-            # By far the most cells are text, numbers or empty: they are done here, without a call each.
+            # Most cells are text, numbers or empty: they are handled here to avoid a call per cell.
             writer.writerow(
                 [
                     ("'" + value if value[:1] in _FORMULA else value)
@@ -75,9 +82,22 @@ def write_csv(path: str, rows: Rows) -> int:
     return count
 
 
+class _CsvLines:
+    """Writes rows that end with CR LF with LF instead; any earlier line break is inside a quoted cell."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._write = file.write
+
+    def write(self, row: str) -> int:
+        row = row[:-2]
+        if "\n" in row or "\r" in row:
+            row = _FORMULA_OF_A_LINE.sub("'", row)
+        return self._write(row + "\n")
+
+
 def write_jsonl(path: str, rows: Rows) -> int:
     """Write rows as one JSON object a line, UTF-8; returns how many."""
-    with _text_target(path) as file:
+    with _text_target(path, write_jsonl) as file:
         count = 0
         for row in rows:
             values = (utc_text(value) if isinstance(value, datetime) else value for value in row)
@@ -90,17 +110,21 @@ def write_jsonl(path: str, rows: Rows) -> int:
 def write_parquet(path: str, rows: Rows) -> int:
     """Write rows as Parquet; returns how many. Needs the extra `parquet`."""
     pyarrow, parquet = _pyarrow()
-    if path == "-":
-        raise Fatal("Parquet does not go to standard output: name a file.")
+    _no_standard_output(path)
     schema = _arrow_schema(pyarrow)
     count = 0
-    with _binary_target(path) as file, parquet.ParquetWriter(file, schema) as writer:
+    with new_file(path, _EARLIER[write_parquet]) as file, parquet.ParquetWriter(file, schema) as writer:
         for chunk in chunks(rows, _ROW_GROUP):
             columns = zip(*chunk, strict=True)
             arrays = [pyarrow.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
             count += len(chunk)
     return count
+
+
+def _no_standard_output(path: str) -> None:
+    if path == "-":
+        raise Fatal("Parquet does not go to standard output: name a file.")
 
 
 def _cell(value: Any) -> Any:
@@ -133,7 +157,7 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 @contextmanager
-def _text_target(path: str) -> Iterator[IO[str]]:
+def _text_target(path: str, write: Writer) -> Iterator[IO[str]]:
     if path == "-":
         file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
         try:
@@ -142,72 +166,19 @@ def _text_target(path: str) -> Iterator[IO[str]]:
         finally:
             file.detach()  # standard output stays open for others
         return
-    with _binary_target(path) as binary:
+    with new_file(path, _EARLIER[write]) as binary:
         file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
         yield file
         file.flush()
         file.detach()  # the binary file is closed by its own block, after fsync
 
 
-@contextmanager
-def _binary_target(path: str) -> Iterator[IO[bytes]]:
-    if _is_device(path):  # /dev/stdout, a FIFO: nothing that could be renamed
-        with open(path, "wb") as file:
-            yield file
-        return
-    target = os.path.realpath(path)
-    with _temporary(target) as (file, name):
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-    with suppress(OSError):  # some network file systems do not do this
-        folder = os.open(os.path.dirname(target), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def _earlier_parquet(first: bytes, last: bytes) -> bool:
+    return first.startswith(b"PAR1") and _NOTE.encode() in last
 
 
-@contextmanager
-def _temporary(target: str) -> Iterator[tuple[IO[bytes], str]]:
-    """An empty file beside `target`, ours alone; what a killed program left under this name is overwritten.
-
-    Raises Fatal where it can't be made or another program is writing it.
-    """
-    folder, base = os.path.split(target)
-    # A file name holds 255 bytes, and ours is longer than the target's.
-    name = os.path.join(folder, "." + os.fsdecode(os.fsencode(base)[:240]) + ".part")
-    if os.path.isdir(target):
-        raise Fatal(f"The export {target} cannot be written: it is a folder.")
-    try:
-        file = open(name, "ab")  # noqa: SIM115 - closed below; not truncated before it is ours
-    except OSError as error:
-        raise Fatal(f"The export {target} cannot be written: {error.strerror}.") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(file.fileno()), os.stat(name))
-        except BlockingIOError:
-            ours = False
-        except FileNotFoundError:
-            ours = False
-        except OSError:
-            ours = True  # a file system without locks
-        if not ours:  # also when the other one renamed it between our open and our lock
-            raise Fatal(f"The export {target} is being written by another program.")
-        file.truncate(0)
-        yield file, name
-
-
-def _is_device(path: str) -> bool:
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+_EARLIER: dict[Writer, EarlierOutput] = {
+    write_csv: starts_with(",".join(RESULT_COLUMNS[:2]).encode() + b","),
+    write_jsonl: starts_with(f'{{"{RESULT_COLUMNS[0]}": '.encode()),
+    write_parquet: _earlier_parquet,
+}

@@ -1,4 +1,4 @@
-"""Looking after a store: a copy of it, a check of it, and forgetting what has long been gone."""
+"""Maintain a store: back it up, check it, and prune rows of files that are long gone."""
 
 from __future__ import annotations
 
@@ -15,34 +15,44 @@ from sqlalchemy import Connection, select
 
 from cxrbatch.errors import Fatal
 from cxrbatch.store import migrate
-from cxrbatch.store.engine import connect, make_engine, parse_url, sqlite_file
-from cxrbatch.store.keys import among, bound, chunks
-from cxrbatch.store.ledger import Store
-from cxrbatch.store.schema import FileState, audit, files, images, predictions, reviews, scores
+from cxrbatch.store.connection import connect, make_engine, parse_url, sqlite_file
+from cxrbatch.store.review_schema import (
+    reads,
+    review_leases,
+    review_status,
+    reviews,
+    round_assignments,
+    round_items,
+    rounds,
+)
+from cxrbatch.store.schema import FileState, audit, files, images, outbox, predictions, scores
+from cxrbatch.store.sql import bind_keys, chunks, in_keys
+from cxrbatch.store.store import Store
 from cxrbatch.store.views import results
 
 __all__ = ["Pruned", "backup", "check", "prune"]
 
-_PAGE = 2000  # rows forgotten in one transaction: other writers wait no longer than that
+_PAGE = 2000  # rows deleted per transaction, so that other writers wait only briefly
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many rows went, or would go."""
+    """How many rows were deleted, or would be."""
 
     files: int
     images: int
+    reviews: int = 0  # of these images
 
 
 def backup(url: str, target: Path) -> None:
-    """Write a consistent copy of a SQLite store to a new file, also while it is in use.
+    """Write a consistent copy of a SQLite store to a new file, even while it is in use.
 
-    Raises Fatal for Postgres (whose own tool does this), or where the file is there or can't be written.
+    Raises Fatal for Postgres (use its own tool), or if the file exists or cannot be written.
     """
     parsed = parse_url(url)
     if not parsed.drivername.startswith("sqlite"):
         raise Fatal("A Postgres store is backed up by Postgres: pg_dump --format=custom --file=FILE DATABASE.")
-    make_engine(url).dispose()  # says what is wrong with the store, if anything is
+    make_engine(url).dispose()  # raises Fatal if the store cannot be opened
     if os.path.lexists(target):
         raise Fatal(f"The backup {target} is there already: name a new file.")
     part = target.with_name(f".{target.name}.part")
@@ -61,11 +71,11 @@ def backup(url: str, target: Path) -> None:
 
 
 def check(url: str) -> list[str]:
-    """What is wrong with a store, a sentence each: damage, dangling keys, schema, the view, stale copies.
+    """One sentence per problem of a store: damage, dangling keys, schema, the view, stale copies.
 
-    An empty list is a healthy store.
+    The list is empty if the store is sound.
     """
-    engine = make_engine(url)
+    engine = make_engine(url, read_only=True)
     try:
         with connect(engine) as connection:
             wrong = _damage(connection) if connection.dialect.name == "sqlite" else []
@@ -78,49 +88,80 @@ def check(url: str) -> list[str]:
         engine.dispose()
 
 
-def prune(store: Store, days: int, *, really: bool, now: datetime | None = None) -> Pruned:
-    """Forget paths missing for `days`, and contents (with their predictions) that are left without a path.
+def prune(
+    store: Store, days: int, *, really: bool, include_reviewed: bool = False, now: datetime | None = None
+) -> Pruned:
+    """Forget paths missing for `days`, and contents (with their predictions) without a path for as long.
 
-    A content that a reader has reviewed is kept. So is audit, which is append-only. Without `really`, only
-    counts.
+    A content that was overwritten is without one since then. One that a reader has reviewed, or that a round holds, is
+    kept; with `include_reviewed` it goes with its reviews and its places in closed rounds, and only open rounds keep
+    theirs. audit is append-only: nothing of it goes. Without `really`, only counts.
     """
     moment = now or datetime.now(UTC)
-    gone = sa.and_(files.c.state == str(FileState.MISSING), files.c.missing_since <= moment - timedelta(days=days))
+    before = moment - timedelta(days=days)
+    gone = sa.and_(files.c.state == str(FileState.MISSING), files.c.missing_since <= before)
     with connect(store.engine) as connection:
         file_ids = list(connection.execute(select(files.c.id).where(gone)).scalars())
-        image_ids = list(connection.execute(_orphans(except_for=gone)).scalars())
-    pruned = Pruned(len(file_ids), len(image_ids))
+        orphans = _orphans(before, gone, include_reviewed)
+        image_ids = list(connection.execute(orphans).scalars())
+        judged = select(sa.func.count()).select_from(reviews).where(reviews.c.image_id.in_(orphans))
+        pruned = Pruned(len(file_ids), len(image_ids), connection.execute(judged).scalar_one())
     if not really or pruned == Pruned(0, 0):
         return pruned
     for page in chunks(file_ids, _PAGE):
         with connect(store.engine, write=True) as connection:
-            # Asked again: a file may have come back since we looked.
+            # Check again: a file may have come back since the query.
             _delete(connection, files, files.c.id, page, gone)
     for page in chunks(image_ids, _PAGE):
         with connect(store.engine, write=True) as connection:
-            _forget_images(connection, page)
+            _forget_images(connection, page, before, include_reviewed)
     with connect(store.engine, write=True) as connection:
         detail = json.dumps(asdict(pruned) | {"days": days})
         connection.execute(sa.insert(audit), {"at": moment, "event": "pruned", "detail": detail})
     return pruned
 
 
-def _orphans(except_for: sa.ColumnElement[bool]) -> sa.Select[int]:
-    """Ids of contents that no path holds, other than paths for which `except_for` is true, nor any review."""
+def _orphans(before: datetime, except_for: sa.ColumnElement[bool], include_reviewed: bool) -> sa.Select[int]:
+    """Ids of contents that no path has held since `before`, and that no reader needs.
+
+    A path for which `except_for` is true does not count: it is about to be forgotten.
+    """
     held = select(files.c.id).where(files.c.image_id == images.c.id, sa.not_(except_for))
-    judged = select(reviews.c.id).join_from(reviews, predictions).where(predictions.c.image_id == images.c.id)
-    return select(images.c.id).where(~held.exists(), ~judged.exists())
+    needed = select(round_items.c.id).where(round_items.c.image_id == images.c.id)
+    if include_reviewed:
+        in_open_round = needed.join(rounds, rounds.c.id == round_items.c.round_id).where(rounds.c.closed_at.is_(None))
+        kept = [~in_open_round.exists()]
+    else:
+        kept = [~needed.exists(), ~select(reviews.c.id).where(reviews.c.image_id == images.c.id).exists()]
+    overwritten = select(audit.c.old).where(
+        audit.c.event == "image_changed", audit.c.at > before, audit.c.old.is_not(None)
+    )
+    return select(images.c.id).where(
+        ~held.exists(),
+        *kept,
+        images.c.first_seen <= before,
+        images.c.sha256.not_in(overwritten),
+    )
 
 
-def _forget_images(connection: Connection, page: list[int]) -> None:
-    keys = {"keys": bound(connection, page)}
+def _forget_images(connection: Connection, page: list[int], before: datetime, include_reviewed: bool) -> None:
+    keys = {"keys": bind_keys(connection, page)}
     dialect = connection.dialect.name
-    still = select(images.c.id).where(among(dialect, images.c.id), images.c.id.in_(_orphans(sa.false())))
+    orphans = _orphans(before, sa.false(), include_reviewed)
+    still = select(images.c.id).where(in_keys(dialect, images.c.id), images.c.id.in_(orphans))
     ids = list(connection.execute(still, keys).scalars())
-    told = select(predictions.c.id).where(among(dialect, predictions.c.image_id))
-    prediction_ids = list(connection.execute(told, {"keys": bound(connection, ids)}).scalars())
+    if include_reviewed:
+        places = select(round_items.c.id).where(in_keys(dialect, round_items.c.image_id))
+        item_ids = list(connection.execute(places, {"keys": bind_keys(connection, ids)}).scalars())
+        _delete(connection, round_assignments, round_assignments.c.item_id, item_ids)
+        for table in (round_items, review_status, reads, reviews):
+            _delete(connection, table, table.c.image_id, ids)
+    reported = select(predictions.c.id).where(in_keys(dialect, predictions.c.image_id))
+    prediction_ids = list(connection.execute(reported, {"keys": bind_keys(connection, ids)}).scalars())
+    _delete(connection, outbox, outbox.c.image_id, ids)
     _delete(connection, scores, scores.c.prediction_id, prediction_ids)
     _delete(connection, predictions, predictions.c.id, prediction_ids)
+    _delete(connection, review_leases, review_leases.c.image_id, ids)
     _delete(connection, images, images.c.id, ids)
 
 
@@ -131,10 +172,10 @@ def _delete(
     keys: list[int],
     condition: sa.ColumnElement[bool] | None = None,
 ) -> None:
-    statement = sa.delete(table).where(among(connection.dialect.name, column))
+    statement = sa.delete(table).where(in_keys(connection.dialect.name, column))
     if condition is not None:
         statement = statement.where(condition)
-    connection.execute(statement, {"keys": bound(connection, keys)})
+    connection.execute(statement, {"keys": bind_keys(connection, keys)})
 
 
 def _damage(connection: Connection) -> list[str]:
@@ -148,7 +189,7 @@ def _damage(connection: Connection) -> list[str]:
 
 
 def _stale(connection: Connection) -> list[str]:
-    """Whether what files repeats of predictions is still the same, and what it says of copies holds."""
+    """Check the columns of files that repeat predictions, and the marks of copies."""
     different = sa.or_(
         files.c.label != predictions.c.label,
         files.c.confidence != predictions.c.confidence,
@@ -158,7 +199,12 @@ def _stale(connection: Connection) -> list[str]:
     )
     joined = sa.join(files, predictions, files.c.prediction_id == predictions.c.id)
     count = connection.execute(select(sa.func.count()).select_from(joined).where(different)).scalar_one()
-    wrong = [f"{count} files show another verdict than their prediction's row."] if count else []
+    wrong = [f"{count} files show another prediction than their prediction's row."] if count else []
+    repeated = ("sha256", "sop_instance_uid", "study_instance_uid")
+    different = sa.or_(*(files.c[name].is_distinct_from(images.c[name]) for name in repeated))
+    joined = sa.join(files, images, files.c.image_id == images.c.id)
+    count = connection.execute(select(sa.func.count()).select_from(joined).where(different)).scalar_one()
+    wrong += [f"{count} files show another sha256 or UID than their image's row."] if count else []
     shared = select(files.c.image_id).where(files.c.image_id.is_not(None)).group_by(files.c.image_id)
     marked = select(files.c.image_id).where(files.c.is_copy)
     unmarked = shared.having(sa.func.count() > 1, files.c.image_id.not_in(marked)).subquery()

@@ -1,14 +1,14 @@
-"""The ledger of `watch`: which files wait, who has which in hand, and until when.
+"""The job queue of `watch`: which files wait, who has which in hand, and until when.
 
-    offer      a whole file was found, new or changed       -> waiting
-    claim      waiting, due for a retry, or a lease ran out -> claimed by one owner for lease_s
-    renew      the owner lives                              -> a later lease_until
+    offer      a complete file is new or changed            -> waiting
+    claim      waiting, due for a retry, or lease expired   -> claimed by one owner for lease_s
+    renew      the owner is alive                           -> a later lease_until
     (record)   an outcome, from the owner only              -> done, rejected, retry   (recording.py)
     release    the owner stops                              -> waiting
-    retry_now  a person asks for another try                -> waiting
+    retry_now  a user requests another try                  -> waiting
 
-A lease that ran out may be taken over; a late outcome of its first owner is dropped. On Postgres the clock is the
-server's, so that hosts need not agree about the time. Each function works inside the caller's transaction.
+An expired lease may be taken over; a late outcome of its first owner is dropped. On Postgres the server's clock is
+used, so that the hosts' clocks need not agree. Each function works inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -23,55 +23,64 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select, update
 
 from cxrbatch.errors import ReasonCode
-from cxrbatch.nouns import FoundFile, to_int64
 from cxrbatch.store import presence
-from cxrbatch.store.columns import from_unsigned
-from cxrbatch.store.keys import AnyRow, among, bound, insert
 from cxrbatch.store.paths import path_to_text, text_to_path
 from cxrbatch.store.queries import below
 from cxrbatch.store.schema import FileState, files
+from cxrbatch.store.sql import AnyRow, bind_keys, from_unsigned, in_keys, insert
+from cxrbatch.types import FoundFile, to_int64
 
-__all__ = ["Claimed", "Waits", "claim", "held", "offer", "owned", "release", "renew", "retry_now"]
+__all__ = ["Backoff", "Claimed", "claim", "held", "offer", "owned", "release", "renew", "retry_now", "unfinished"]
 
 _OUTCOME = ("prediction_id", "label", "confidence", "decision", "processed_at")
+#: The order of the index of states. Without it Postgres reads the table from its beginning, because nearly every row
+#: waits by its statistics: past all rows that are done by now, for each claim.
+_BY_STATE = (files.c.label, files.c.decision)
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
-    """When a file that failed for a passing reason is tried again: after first_s, then twice as long each time."""
+class Backoff:
+    """When a file that failed for a transient reason is retried: after first_s, then after twice as long each time."""
 
     first_s: float = 5.0
     most_s: float = 3600.0
-    truncated_tries: int = 5  # a file that ends too early may still be on its way; after so many tries it is final
+    truncated_tries: int = 5  # a truncated file may still be arriving; after this many tries the rejection is final
 
     def before(self, attempt: int) -> timedelta:
-        """The wait after the `attempt`-th failure in a row (from 1)."""
+        """The delay after the `attempt`-th consecutive failure (from 1)."""
         return timedelta(seconds=min(self.most_s, self.first_s * 2.0 ** min(attempt - 1, 30)))
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A file of the ledger in this owner's hands, as it was offered."""
+    """A file of the job queue that this owner has leased, as it was offered."""
 
     text: str  # the key of its row
     file: FoundFile
 
 
 def offer(
-    connection: Connection, found: Sequence[FoundFile], cascade_id: int, now: datetime, *, inodes_tell: bool
+    connection: Connection,
+    found: Sequence[FoundFile],
+    cascade_id: int,
+    now: datetime,
+    *,
+    inodes_tell: bool,
+    retry_at_once: bool = False,
 ) -> int:
-    """Make whole files `waiting` unless what is known of them stands; returns how many.
+    """Make complete files `waiting` unless their known outcome is valid; returns how many.
 
-    Files in hand or waiting for their next try keep their place while their bytes are the same. With `inodes_tell`,
-    another inode means another file, even of the same size and mtime (a replacement by rename).
+    Files that are claimed or waiting for a retry keep their state while size and mtime are the same; with
+    `retry_at_once`, those waiting for a retry do not. With `inodes_tell`, another inode means another file, even with
+    the same size and mtime (a replacement by rename).
     """
-    standing = presence.look_up(connection, found, cascade_id, "none")
-    kept = standing.paths
+    up_to_date = presence.look_up(connection, found, cascade_id, "none")
+    kept = up_to_date.paths
     if inodes_tell:
         kept = kept - _other_inodes(connection, [file for file in found if file.path in kept])
-        standing = replace_paths(standing, kept)
-    if standing.returned or standing.shown_by_another:
-        presence.set_right(connection, standing, cascade_id, now)
+        up_to_date = replace_paths(up_to_date, kept)
+    if up_to_date.returned or up_to_date.shown_by_another:
+        presence.repair(connection, up_to_date, cascade_id, now)
     new = [file for file in found if file.path not in kept]
     rows = [
         {
@@ -79,53 +88,56 @@ def offer(
             "size": to_int64(file.size),
             "mtime_ns": to_int64(file.mtime_ns),
             "inode": from_unsigned(file.inode),
+            "version": file.version or None,
             "state": str(FileState.WAITING),
             "first_seen": now,
             "last_seen": now,
         }
         for file in new
     ]
-    rows.sort(key=lambda row: str(row["path"]))  # two daemons that offer the same files wait, and never deadlock
+    rows.sort(key=lambda row: str(row["path"]))  # one order for all daemons, so that they never deadlock
     if rows:
-        connection.execute(_offer(connection.dialect.name, inodes_tell), rows)
+        connection.execute(_offer(connection.dialect.name, inodes_tell, retry_at_once), rows)
     return len(rows)
 
 
-def replace_paths(standing: presence.Standing, paths: set[str]) -> presence.Standing:
-    """`standing` for some of its paths only."""
+def replace_paths(up_to_date: presence.UpToDate, paths: set[str]) -> presence.UpToDate:
+    """`up_to_date` for some of its paths only."""
     texts = {path_to_text(path) for path in paths}
     return replace(
-        standing,
+        up_to_date,
         paths=paths,
-        returned=[row for row in standing.returned if row.path in texts],
-        shown_by_another=[pair for pair in standing.shown_by_another if pair[0].path in texts],
+        returned=[row for row in up_to_date.returned if row.path in texts],
+        shown_by_another=[pair for pair in up_to_date.shown_by_another if pair[0].path in texts],
     )
 
 
 def _other_inodes(connection: Connection, found: Sequence[FoundFile]) -> set[str]:
     by_text = {path_to_text(file.path): file for file in found}
-    query = select(files.c.path, files.c.inode).where(among(connection.dialect.name, files.c.path))
-    known = connection.execute(query, {"keys": bound(connection, by_text)})
+    query = select(files.c.path, files.c.inode).where(in_keys(connection.dialect.name, files.c.path))
+    known = connection.execute(query, {"keys": bind_keys(connection, by_text)})
     return {by_text[path].path for path, inode in known if inode != from_unsigned(by_text[path].inode)}
 
 
 @cache
-def _offer(dialect: str, inodes_tell: bool) -> Any:
+def _offer(dialect: str, inodes_tell: bool, retry_at_once: bool) -> Any:
     statement = insert(dialect, files)
     offered = statement.excluded
-    same = sa.and_(files.c.size == offered.size, files.c.mtime_ns == offered.mtime_ns)
+    same = sa.and_(
+        files.c.size == offered.size,
+        files.c.mtime_ns == offered.mtime_ns,
+        files.c.version.is_not_distinct_from(offered.version),
+    )
     if inodes_tell:
         same = sa.and_(same, files.c.inode == offered.inode)
-    keeps_its_place = sa.and_(
-        same,
-        sa.or_(
-            files.c.state == str(FileState.WAITING),
-            files.c.state == str(FileState.CLAIMED),
-            sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at.is_not(None)),
-        ),
-    )
-    taken: dict[str, Any] = {name: offered[name] for name in ("size", "mtime_ns", "inode", "state")}
-    # The same bytes, for another cascade: what is known of them still shows until the new verdict is there.
+    in_place = [files.c.state == str(FileState.WAITING), files.c.state == str(FileState.CLAIMED)]
+    if not retry_at_once:
+        in_place.append(sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at.is_not(None)))
+    keeps_its_place = sa.and_(same, sa.or_(*in_place))
+    taken: dict[str, Any] = {
+        name: offered[name] for name in ("size", "mtime_ns", "inode", "version", "state", "last_seen")
+    }
+    # Same bytes, another cascade: the known outcome stays visible until the new prediction exists.
     taken |= {name: sa.case((same, files.c[name]), else_=sa.null()) for name in _OUTCOME}
     taken["attempts"] = sa.case((same, files.c.attempts), else_=0)
     cleared = ("reason_code", "reason", "lease_owner", "lease_until", "next_attempt_at", "missing_since")
@@ -134,15 +146,24 @@ def _offer(dialect: str, inodes_tell: bool) -> Any:
 
 
 def claim(
-    connection: Connection, owner: str, roots: Sequence[str], most: int, lease_s: float, now: datetime
+    connection: Connection,
+    owner: str,
+    roots: Sequence[str],
+    most: int,
+    lease_s: float,
+    now: datetime,
+    retries_due_by: datetime | None = None,
 ) -> list[Claimed]:
-    """Take at most `most` files below `roots` that wait, are due, or whose lease ran out. Others' are skipped.
+    """Lease up to `most` files below `roots` that wait, are due for a retry, or have an expired lease.
 
-    A path too long for the store to keep whole (paths.py) comes with an empty FoundFile.path: the caller may know it.
+    With `retries_due_by`, a file in `retry` is due only if it was at that time.
+
+    Rows that another owner is claiming are skipped. A path that is too long to be stored completely (paths.py) comes
+    with an empty FoundFile.path: the caller may know it.
     """
     if not roots or most <= 0:
         return []
-    due = sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at <= now)
+    due = sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at <= (retries_due_by or now))
     expired = sa.and_(files.c.state == str(FileState.CLAIMED), files.c.lease_until < now)
     waiting = sa.and_(
         files.c.state == str(FileState.WAITING),
@@ -150,11 +171,16 @@ def claim(
     )
     ours = below(_not_by_its_index(files.c.path), roots)
     ids: list[int] = []
-    for condition, share in ((due, most // 4 or 1), (expired, most), (waiting, most)):
+    first_due = (files.c.next_attempt_at,)
+    for condition, order, share in (
+        (due, first_due, most // 4 or 1),
+        (expired, _BY_STATE, most),
+        (waiting, _BY_STATE, most),
+    ):
         room = min(share, most - len(ids))
         if room > 0:
-            query = select(files.c.id).where(condition, ours).limit(room).with_for_update(skip_locked=True)
-            ids += connection.execute(query).scalars()
+            query = select(files.c.id).where(condition, ours).order_by(*order).limit(room)
+            ids += connection.execute(query.with_for_update(skip_locked=True)).scalars()
     if not ids:
         return []
     leased = {
@@ -167,19 +193,29 @@ def claim(
         update(files)
         .where(files.c.id.in_(ids))
         .values(leased)
-        .returning(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode)
+        .returning(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version)
     )
     return [Claimed(row.path, _found(row)) for row in connection.execute(statement)]
 
 
 def held(connection: Connection, owner: str) -> list[Claimed]:
-    """All that `owner` has in hand, as the ledger sees it."""
-    query = select(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode).where(*_held_by(owner))
+    """All files that `owner` has leased."""
+    query = select(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version).where(*_held_by(owner))
     return [Claimed(row.path, _found(row)) for row in connection.execute(query)]
 
 
+def unfinished(connection: Connection, roots: Sequence[str]) -> bool:
+    """Whether a file below `roots` waits or is claimed."""
+    ours = below(_not_by_its_index(files.c.path), roots)
+    first = [
+        select(select(files.c.id).where(files.c.state == state, ours).order_by(*_BY_STATE).limit(1).subquery())
+        for state in (str(FileState.WAITING), str(FileState.CLAIMED))
+    ]
+    return connection.execute(sa.union_all(*first)).first() is not None
+
+
 def _not_by_its_index(column: sa.Column[Any]) -> Any:
-    # The few that wait are found by their state; a walk along all paths below a root would cost a million rows.
+    # The few unfinished rows are found by their state; a scan of the path index could read a million rows.
     return column.concat("")
 
 
@@ -188,11 +224,11 @@ def _found(row: AnyRow) -> FoundFile:
         path = text_to_path(row.path)
     except ValueError:
         path = ""
-    return FoundFile(path, row.size, row.mtime_ns, row.inode & (2**64 - 1))
+    return FoundFile(path, row.size, row.mtime_ns, row.inode & (2**64 - 1), version=row.version or "")
 
 
 def renew(connection: Connection, owner: str, lease_s: float, now: datetime) -> int:
-    """Push the end of all leases of `owner`; returns how many it holds."""
+    """Extend all leases of `owner`; returns how many it holds."""
     later = {"lease_until": now + timedelta(seconds=lease_s)}
     return connection.execute(update(files).where(*_held_by(owner)).values(later)).rowcount
 
@@ -200,14 +236,14 @@ def renew(connection: Connection, owner: str, lease_s: float, now: datetime) -> 
 def release(
     connection: Connection, owner: str | None, texts: Sequence[str] | None = None, not_before: datetime | None = None
 ) -> int:
-    """Give back what `owner` holds (None: anybody), all or some; it waits, until `not_before` if given."""
-    waits: dict[str, Any] = {"state": str(FileState.WAITING), "next_attempt_at": not_before}
-    waits |= dict.fromkeys(("lease_owner", "lease_until", "reason_code", "reason"))
-    statement = update(files).where(*_held_by(owner)).values(waits)
+    """Release leases of `owner` (None: of any owner), all or some; the files wait, until `not_before` if given."""
+    backoff: dict[str, Any] = {"state": str(FileState.WAITING), "next_attempt_at": not_before}
+    backoff |= dict.fromkeys(("lease_owner", "lease_until", "reason_code", "reason"))
+    statement = update(files).where(*_held_by(owner)).values(backoff)
     if texts is None:
         return connection.execute(statement).rowcount
-    keys = {"keys": bound(connection, texts)}
-    return connection.execute(statement.where(among(connection.dialect.name, files.c.path)), keys).rowcount
+    keys = {"keys": bind_keys(connection, texts)}
+    return connection.execute(statement.where(in_keys(connection.dialect.name, files.c.path)), keys).rowcount
 
 
 def _held_by(owner: str | None) -> list[sa.ColumnElement[bool]]:
@@ -217,22 +253,22 @@ def _held_by(owner: str | None) -> list[sa.ColumnElement[bool]]:
 
 def owned(connection: Connection, owner: str, texts: Sequence[str]) -> set[str]:
     """Which of these rows `owner` still holds, locked until the transaction ends."""
-    query = select(files.c.path).where(*_held_by(owner), among(connection.dialect.name, files.c.path))
-    keys = {"keys": bound(connection, sorted(texts))}
+    query = select(files.c.path).where(*_held_by(owner), in_keys(connection.dialect.name, files.c.path))
+    keys = {"keys": bind_keys(connection, sorted(texts))}
     return set(connection.execute(query.order_by(files.c.path).with_for_update(), keys).scalars())
 
 
 def retry_now(connection: Connection, reason_code: ReasonCode | None) -> int:
-    """Make files with a reason (all, or of one code) wait for another try; returns how many."""
-    # What the walk says of a name (a link that leaves the root, a folder that may not be listed) only the walk heals.
+    """Make failed files (all, or with one reason code) wait for another try; returns how many."""
+    # Only a walk can clear a problem of a name (a link that leaves the root, a folder that cannot be listed).
     rejected = sa.and_(
         files.c.state == str(FileState.REJECTED),
-        files.c.reason_code.not_in([str(code) for code in presence.TOLD_BY_THE_WALK]),
+        files.c.reason_code.not_in([str(code) for code in presence.FROM_THE_WALK]),
     )
     scheduled = sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at.is_not(None))
     which = [sa.or_(rejected, scheduled)]
     if reason_code is not None:
         which.append(files.c.reason_code == str(reason_code))
-    waits: dict[str, Any] = {"state": str(FileState.WAITING), "attempts": 0}
-    waits |= dict.fromkeys(("next_attempt_at", "reason_code", "reason", "processed_at"))
-    return connection.execute(update(files).where(*which).values(waits)).rowcount
+    backoff: dict[str, Any] = {"state": str(FileState.WAITING), "attempts": 0}
+    backoff |= dict.fromkeys(("next_attempt_at", "reason_code", "reason", "processed_at"))
+    return connection.execute(update(files).where(*which).values(backoff)).rowcount

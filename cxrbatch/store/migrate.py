@@ -1,7 +1,7 @@
-"""Moving a store between schema versions, and telling where it stands.
+"""Migrate a store between schema versions, and read its current version.
 
-The steps are in migrations/ at the top of a checkout, and in cxrbatch/migrations/ of an install. Alembic, which takes
-them, is loaded when a store has to be moved or compared: opening one that is at head needs a SELECT.
+The migrations are in migrations/ at the top of a checkout, and in cxrbatch/migrations/ of an install. Alembic, which
+runs them, is imported only to migrate or compare a store: opening a store that is at head needs one SELECT.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sqlalchemy import Connection, inspect
 
 import cxrbatch
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.store.engine import connect, make_engine
+from cxrbatch.store.connection import connect, make_engine
 from cxrbatch.store.schema import metadata
-from cxrbatch.store.views import RESULT_COLUMNS, make_results
+from cxrbatch.store.views import VIEWS, make_view
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -30,7 +30,7 @@ _FOREIGN = "The database holds tables that are not ours: name another with --db.
 
 
 def upgrade(url: str, revision: str = "head") -> str:
-    """Bring a store up to `revision`; returns where it now stands. All steps are kept or none.
+    """Upgrade a store to `revision`; returns its new revision. Either all steps are committed or none.
 
     Raises Fatal for a bad URL, an unreachable store, an unknown revision.
     """
@@ -40,15 +40,15 @@ def upgrade(url: str, revision: str = "head") -> str:
 
 
 def downgrade(url: str, revision: str) -> str | None:
-    """Take a store back to `revision` ("base": nothing left). What only newer schemas hold is lost."""
+    """Downgrade a store to `revision` ("base": no tables). Data that only newer schemas hold is lost."""
     with _for_moving(url) as connection:
         _run("downgrade", connection, revision)
         return current_of(connection)
 
 
 def current(url: str) -> str | None:
-    """The revision that a store stands at; None for an empty one. Changes nothing."""
-    engine = make_engine(url)
+    """The revision of a store; None for an empty one. Changes nothing."""
+    engine = make_engine(url, read_only=True)
     try:
         with connect(engine) as connection:
             return current_of(connection)
@@ -57,8 +57,8 @@ def current(url: str) -> str | None:
 
 
 def check(url: str) -> list[str]:
-    """What in a store differs from the schema of this program, one sentence each."""
-    engine = make_engine(url)
+    """The differences between a store and the schema of this program, one sentence each."""
+    engine = make_engine(url, read_only=True)
     try:
         with connect(engine) as connection:
             return drift(connection)
@@ -68,12 +68,12 @@ def check(url: str) -> list[str]:
 
 @cache
 def head() -> str:
-    """The revision that this program works with: the number of the last step."""
+    """The revision that this program needs: the number of the last migration."""
     return max(_steps())
 
 
 def current_of(connection: Connection) -> str | None:
-    """The revision that the store behind an open connection stands at."""
+    """The revision of the store behind an open connection."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()
@@ -81,9 +81,9 @@ def current_of(connection: Connection) -> str | None:
 
 
 def is_empty(connection: Connection) -> bool:
-    """Whether nothing is there that we would have to reckon with: of anybody in a SQLite file, of ours in Postgres.
+    """Whether a SQLite file has no tables at all, or a Postgres database has none of ours.
 
-    A store that was taken back to "base" is empty too.
+    A store that was downgraded to "base" is empty too.
     """
     there = set(inspect(connection).get_table_names()) - {"alembic_version"}
     ours = there & metadata.tables.keys() if connection.dialect.name == "postgresql" else there
@@ -98,7 +98,7 @@ def apply(connection: Connection, revision: str = "head") -> None:
 
 
 def demand_head(connection: Connection) -> None:
-    """Raises Fatal (exit 10) unless the store is at the revision that this program works with."""
+    """Raise Fatal (exit 10) unless the store is at the revision that this program needs."""
     found = current_of(connection)
     if found == head():
         return
@@ -122,9 +122,11 @@ def drift(connection: Connection) -> list[str]:
     from alembic.migration import MigrationContext
 
     found = current_of(connection)
-    wrong = [] if found == head() else [f"The store is at schema {found or 'none'}, not {head()}."]
+    if found != head():  # explains all other differences
+        what_to_do = "upgrade cxrbatch" if found and found not in _steps() else "run `cxrbatch db upgrade`"
+        return [f"The store is at schema {found or 'none'}, not {head()}: {what_to_do}."]
     context = MigrationContext.configure(connection, opts={"compare_type": True})
-    wrong += [f"The tables differ from the schema: {difference}." for difference in _plain(context)]
+    wrong = [f"The tables differ from the schema: {difference}." for difference in _plain(context)]
     wrong += _view_drift(connection)
     return wrong
 
@@ -136,15 +138,19 @@ def _plain(context: Any) -> Iterator[str]:
         yield " ".join(str(part) for part in difference if part is not None)
 
 
-def _view_drift(connection: Connection) -> list[str]:
+def _view_drift(connection: Connection) -> Iterator[str]:
     inspector = inspect(connection)
-    if "results" not in inspector.get_view_names():
-        return ["The view results is not there."]
-    if connection.dialect.name == "sqlite":
-        same = inspector.get_view_definition("results") == make_results("sqlite")
-    else:  # Postgres keeps its own wording of a view
-        same = tuple(column["name"] for column in inspector.get_columns("results")) == RESULT_COLUMNS
-    return [] if same else ["The view results is not the one of this program."]
+    there = inspector.get_view_names()
+    for name, columns in VIEWS.items():
+        if name not in there:
+            yield f"The view {name} is not there."
+            continue
+        if connection.dialect.name == "sqlite":
+            same = inspector.get_view_definition(name) == make_view(name, "sqlite")
+        else:  # Postgres keeps its own wording of a view
+            same = tuple(column["name"] for column in inspector.get_columns(name)) == columns
+        if not same:
+            yield f"The view {name} is not the one of this program."
 
 
 @contextmanager
@@ -181,7 +187,7 @@ def _config() -> Config:
 
 
 def _steps() -> set[str]:
-    """The revisions there are: a step's file is named 0001_what_it_does.py after its revision."""
+    """All revisions. A migration's file name begins with its revision: 0001_what_it_does.py."""
     return {path.name.partition("_")[0] for path in (_folder() / "versions").glob("[0-9]*_*.py")}
 
 

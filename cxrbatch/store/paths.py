@@ -1,14 +1,14 @@
-r"""File names as text that both stores can keep, and back again.
+r"""Convert file names to text that both databases can store, and back.
 
-A POSIX name is bytes; `os.fsdecode` turns the undecodable ones into lone surrogates, which neither SQLite nor
-Postgres stores. So:
+A POSIX name is bytes. `os.fsdecode` turns undecodable bytes into lone surrogates, which neither SQLite nor Postgres
+can store. So:
 
 * a path without surrogates and without the two characters `\x` is stored as it is;
-* any other path has its backslashes doubled and each undecodable byte written `\xNN`. Such a text always
-  contains `\x`, and the first kind never does: no two paths share a text.
+* in any other path, backslashes are doubled and each undecodable byte is written `\xNN`. Such a text always contains
+  `\x`, and the first kind never does: no two paths have the same text.
 
-A text over 2,400 bytes of UTF-8 is cut and ends in `\x#` and its own sha256 (a Postgres index entry holds no
-more than 2,704 bytes). It stays unique, but does not lead back to the file.
+A text over 2,400 bytes of UTF-8 is cut and ends in `\x#` and its own sha256 (a Postgres index entry holds at most
+2,704 bytes). It stays unique, but cannot be converted back to the path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def path_to_text(path: str) -> str:
     Raises ValueError for what cannot be a POSIX path: NUL, or surrogates that `os.fsdecode` never makes.
     """
     if path.isascii() and len(path) <= LONGEST and "\\x" not in path and "\0" not in path:
-        return path  # the usual case, and it must be quick: a scan comes here twice a file
+        return path  # the usual case, which must be fast: a scan calls this twice per file
     text = _escaped(path) if "\\x" in path or _SURROGATE.search(path) else path
     if "\0" in text:
         raise ValueError("a path holds no NUL")
@@ -78,7 +78,7 @@ def under(folder: str) -> list[TextRange]:
 
 
 def plain(text: str, longest: int = 1000) -> str:
-    """Text out of a file's header, made storable: no NUL, no surrogates, at most `longest` characters."""
+    """Text from a file's header, made storable: no NUL, no surrogates, at most `longest` characters."""
     if len(text) > longest:
         text = text[: longest - 1] + "…"
     if "\0" in text or not text.isascii():

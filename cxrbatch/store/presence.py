@@ -1,8 +1,9 @@
-"""What is still as it was, what has come back, and what has gone from the folders."""
+"""Which files are unchanged, which have returned, and which are missing from the folders."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -11,23 +12,33 @@ from typing import Any, Literal, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, select, update
 
-from cxrbatch.crash import crash_point
-from cxrbatch.errors import PASSING_REASONS, ReasonCode
-from cxrbatch.nouns import FoundFile, to_int64
-from cxrbatch.store.engine import connect
-from cxrbatch.store.keys import AnyRow, among, bound
-from cxrbatch.store.paths import TextRange, path_to_text, under
-from cxrbatch.store.queries import in_range
-from cxrbatch.store.schema import FileState, audit, files, predictions
+from cxrbatch.errors import TRANSIENT_REASONS, ReasonCode
+from cxrbatch.failpoints import failpoint
+from cxrbatch.instance_names import first_name_of
+from cxrbatch.store.connection import connect
+from cxrbatch.store.paths import TextRange, path_to_text, text_to_path, under
+from cxrbatch.store.queries import below, in_range
+from cxrbatch.store.schema import FileState, audit, files, images, predictions
+from cxrbatch.store.sql import AnyRow, bind_keys, in_keys
+from cxrbatch.types import FoundFile, to_int64
 
-__all__ = ["TOLD_BY_THE_WALK", "Reprocess", "Standing", "look_up", "mark_missing", "set_right"]
+__all__ = [
+    "FROM_THE_WALK",
+    "Reprocess",
+    "UpToDate",
+    "look_up",
+    "mark_missing",
+    "note_duplicate_instances",
+    "note_mounts",
+    "repair",
+]
 
 Reprocess = Literal["none", "failed", "all"]
 
 _PAGE = 4000  # paths
 
-#: Found by the directory walk each time (FoundFile.problem), not by opening the file.
-TOLD_BY_THE_WALK = frozenset(
+#: Problems that each directory walk finds (FoundFile.problem), not the opening of the file.
+FROM_THE_WALK = frozenset(
     {
         ReasonCode.NOT_A_REGULAR_FILE,
         ReasonCode.SYMLINK_OUTSIDE_ROOT,
@@ -36,12 +47,12 @@ TOLD_BY_THE_WALK = frozenset(
         ReasonCode.FILE_TOO_LARGE,
     }
 )
-#: Said by one cascade; another one may do better.
+#: Rejections by one cascade; another cascade may succeed.
 _TOLD_BY_THE_CASCADE = frozenset({ReasonCode.NON_FINITE_OUTPUT})
 
 
 class Known(NamedTuple):
-    """What a look-up takes of a row of files."""
+    """The columns of files that a look-up reads."""
 
     path: str
     size: int
@@ -52,11 +63,12 @@ class Known(NamedTuple):
     reason_code: str | None
     image_id: int | None
     id: int
+    version: str | None
 
 
 @dataclass(slots=True)
-class Standing:
-    """Of some found files: those that need nothing, and what has to be set right in their rows."""
+class UpToDate:
+    """Of some found files: those that are up to date, and the rows of theirs that need a repair."""
 
     paths: set[str] = field(default_factory=set)  # as in FoundFile
     returned: list[Known] = field(default_factory=list)  # were missing
@@ -65,32 +77,36 @@ class Standing:
 
 @cache
 def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
-    return select(*(files.c[name] for name in Known._fields)).where(among(dialect, files.c.path))
+    return select(*(files.c[name] for name in Known._fields)).where(in_keys(dialect, files.c.path))
 
 
 @cache
 def _select_ours(dialect: str) -> sa.Select[*tuple[Any, ...]]:
     return select(predictions).where(
-        among(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
+        in_keys(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
     )
 
 
-def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int, reprocess: Reprocess) -> Standing:
-    """Which of these files are as recorded (size, mtime) and have an outcome that stands (Store.unchanged)."""
+def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int, reprocess: Reprocess) -> UpToDate:
+    """Which of these files are as recorded (size, mtime) and have a valid outcome (Store.unchanged)."""
     texts = [path_to_text(file.path) for file in found]
     query = _select_known(connection.dialect.name)
-    # The driver's own tuples: a second scan of a million files spends its time here.
-    cursor: Any = connection.execute(query, {"keys": bound(connection, texts)}).cursor
+    # The driver's own tuples are faster: a second scan of a million files spends its time here.
+    cursor: Any = connection.execute(query, {"keys": bind_keys(connection, texts)}).cursor
     known = {row[0]: row for row in cursor.fetchall()}
-    standing, elsewhere = Standing(), dict[str, Known]()
+    up_to_date, elsewhere = UpToDate(), dict[str, Known]()
     if not known:
-        return standing
+        return up_to_date
     for text, file in zip(texts, found, strict=True):
         row = known.get(text)
         if row is None:
             continue
-        _, size, mtime_ns, prediction_id, by_cascade, state, _, _, _ = row
-        if size != file.size or (mtime_ns != file.mtime_ns and mtime_ns != to_int64(file.mtime_ns)):
+        _, size, mtime_ns, prediction_id, by_cascade, state, _, _, _, version = row
+        if (
+            (version or "") != file.version
+            or size != file.size
+            or (mtime_ns != file.mtime_ns and mtime_ns != to_int64(file.mtime_ns))
+        ):
             continue
         if prediction_id is not None:
             if file.problem is not None:
@@ -100,39 +116,39 @@ def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int,
                 continue
         elif not _rejection_stands(Known._make(row), file, cascade_id, reprocess):
             continue
-        standing.paths.add(file.path)
+        up_to_date.paths.add(file.path)
         if state == "missing":
-            standing.returned.append(Known._make(row))
+            up_to_date.returned.append(Known._make(row))
     if elsewhere:
-        keys = bound(connection, {row.image_id for row in elsewhere.values()})
-        told = connection.execute(_select_ours(connection.dialect.name), {"keys": keys, "cascade": cascade_id})
-        ours = {row.image_id: row for row in told}
+        keys = bind_keys(connection, {row.image_id for row in elsewhere.values()})
+        reported = connection.execute(_select_ours(connection.dialect.name), {"keys": keys, "cascade": cascade_id})
+        ours = {row.image_id: row for row in reported}
         for path, row in elsewhere.items():
             if row.image_id in ours:
-                standing.paths.add(path)
-                standing.shown_by_another.append((row, ours[row.image_id]))
-    return standing
+                up_to_date.paths.add(path)
+                up_to_date.shown_by_another.append((row, ours[row.image_id]))
+    return up_to_date
 
 
 def _rejection_stands(row: Known, file: FoundFile, cascade_id: int, reprocess: Reprocess) -> bool:
     code = row.reason_code
-    if code is None or code in PASSING_REASONS or row.state == FileState.RETRY or reprocess == "failed":
+    if code is None or code in TRANSIENT_REASONS or row.state == FileState.RETRY or reprocess == "failed":
         return False
-    if file.problem is not None or code in TOLD_BY_THE_WALK:
+    if file.problem is not None or code in FROM_THE_WALK:
         return file.problem is not None and bool(code == file.problem.reason_code)
     return code not in _TOLD_BY_THE_CASCADE or bool(row.cascade_id == cascade_id)
 
 
-def set_right(connection: Connection, standing: Standing, cascade_id: int, now: datetime) -> None:
-    """Give paths that are back their old state; show this cascade's verdict where another's was."""
-    for row in standing.returned:
+def repair(connection: Connection, up_to_date: UpToDate, cascade_id: int, now: datetime) -> None:
+    """Restore the state of paths that are back; show this cascade's prediction instead of another's."""
+    for row in up_to_date.returned:
         state = FileState.DONE if row.prediction_id is not None else FileState.REJECTED
         connection.execute(
             update(files)
             .where(files.c.id == row.id, files.c.state == str(FileState.MISSING))
             .values(state=str(state), missing_since=None, last_seen=now)
         )
-    for row, prediction in standing.shown_by_another:
+    for row, prediction in up_to_date.shown_by_another:
         connection.execute(
             update(files)
             .where(files.c.id == row.id, files.c.image_id == row.image_id)
@@ -148,34 +164,113 @@ def set_right(connection: Connection, standing: Standing, cascade_id: int, now: 
                 last_seen=now,
             )
         )
-    back = [row.path for row in standing.returned]
-    back += [row.path for row, _ in standing.shown_by_another if row.state == FileState.MISSING]
+    back = [row.path for row in up_to_date.returned]
+    back += [row.path for row, _ in up_to_date.shown_by_another if row.state == FileState.MISSING]
     if back:
         connection.execute(sa.insert(audit), [{"at": now, "event": "returned", "path": path} for path in back])
 
 
-def mark_missing(engine: Engine, run_id: int, roots: Sequence[str], seen: Container[str], now: datetime) -> int:
-    """See Store.mark_missing. A page is a transaction."""
+def note_duplicate_instances(
+    connection: Connection, run_id: int, contents: Mapping[str, str | None], now: datetime
+) -> None:
+    """Write one audit row for each path that the receiver made for another data set with a known SOP Instance UID.
+
+    `contents`: sha256 by path text, None if the file could not be decoded. The column `old` is the content of the first
+    data set, if it is known by now.
+    """
+    first_of = {path: first for path in contents if (first := first_name_of(path)) is not None}
+    if not first_of:
+        return
+    dialect = connection.dialect.name
+    noted = select(audit.c.path).where(in_keys(dialect, audit.c.path), audit.c.event == "duplicate_instance")
+    noted_paths = set(connection.execute(noted, {"keys": bind_keys(connection, first_of)}).scalars())
+    known = select(files.c.path, images.c.sha256).join_from(files, images).where(in_keys(dialect, files.c.path))
+    firsts = {"keys": bind_keys(connection, set(first_of.values()))}
+    first_contents = {row.path: row.sha256 for row in connection.execute(known, firsts)}
+    rows = [
+        {
+            "at": now,
+            "event": "duplicate_instance",
+            "path": path,
+            "run_id": run_id,
+            "old": contents.get(first) or first_contents.get(first),
+            "new": contents[path],
+            "detail": "the same SOP Instance UID as " + first.rpartition("/")[2],
+        }
+        for path, first in sorted(first_of.items())
+        if path not in noted_paths
+    ]
+    if rows:
+        connection.execute(sa.insert(audit), rows)
+
+
+def note_mounts(engine: Engine, roots: Sequence[str], mounted: Collection[str], now: datetime) -> frozenset[str]:
+    """Record the mount points `mounted`; returns all mount points ever seen at or below `roots`."""
+    known = set[str]()
+    query = select(audit.c.path).where(audit.c.event == "mounted", below(audit.c.path, roots))
+    with connect(engine) as connection:
+        texts = set(connection.execute(query).scalars())
+    for text in texts:
+        with suppress(ValueError):  # too long to be stored completely
+            known.add(text_to_path(text))
+    if new := sorted({path_to_text(point) for point in mounted} - texts):
+        with connect(engine, write=True) as connection:
+            connection.execute(sa.insert(audit), [{"at": now, "event": "mounted", "path": text} for text in new])
+    return frozenset(known | set(mounted))
+
+
+def mark_missing(
+    engine: Engine,
+    run_id: int,
+    roots: Sequence[str],
+    seen: Container[str],
+    now: datetime,
+    unlisted: Collection[str] = (),
+    unmounted: Collection[str] = (),
+) -> int:
+    """See Store.mark_missing. Each page is one transaction."""
     marked = 0
+    hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
     for span in (span for root in roots for span in under(root)):
         for page in _pages(engine, span):
-            gone = [path for path in page if path not in seen]
+            gone = [path for path in page if path not in hidden and path not in seen]
             if gone:
                 with connect(engine, write=True) as connection:
                     marked += _mark(connection, run_id, gone, now)
-                    crash_point("missing.before_commit")
-                crash_point("missing.committed")
+                    failpoint("missing.before_commit")
+                failpoint("missing.committed")
     return marked
 
 
-def _pages(engine: Engine, span: TextRange) -> Iterator[list[str]]:
-    """The present paths of a range, a page at a time; no transaction stays open between two."""
+class _Below:
+    """The path texts below some folders."""
+
+    def __init__(self, folders: Iterable[str]) -> None:
+        self._prefixes = {span.low: span.escaped for folder in folders for span in under(folder)}
+
+    def __contains__(self, text: str) -> bool:
+        end = len(text) if self._prefixes else 0
+        while (end := text.rfind("/", 0, end)) >= 0:
+            prefix = text[: end + 1]
+            if prefix in self._prefixes and self._prefixes[prefix] in (None, "\\x" in text):
+                return True
+        return False
+
+
+def _shows_something(engine: Engine, point: str, seen: Container[str]) -> bool:
+    """Whether a scored image below this former mount point still exists: then the folder is a plain folder now."""
+    scored = files.c.prediction_id.is_not(None)
+    return any(text in seen for span in under(point) for page in _pages(engine, span, scored) for text in page)
+
+
+def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool]) -> Iterator[list[str]]:
+    """The paths of a range that are not missing, page by page; no transaction stays open between pages."""
     last = span.low
     while True:
         query = (
             select(files.c.path)
             .where(files.c.path > last, in_range(files.c.path, span))
-            .where(files.c.state != str(FileState.MISSING))
+            .where(files.c.state != str(FileState.MISSING), *conditions)
             .order_by(files.c.path)
             .limit(_PAGE)
         )
@@ -191,9 +286,9 @@ def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) 
     ended = {"lease_owner": None, "lease_until": None, "next_attempt_at": None}
     result = connection.execute(
         update(files)
-        .where(among(connection.dialect.name, files.c.path), files.c.state != str(FileState.MISSING))
+        .where(in_keys(connection.dialect.name, files.c.path), files.c.state != str(FileState.MISSING))
         .values(state=str(FileState.MISSING), missing_since=now, **ended),
-        {"keys": bound(connection, paths)},
+        {"keys": bind_keys(connection, paths)},
     )
     connection.execute(
         sa.insert(audit), [{"at": now, "event": "missing", "path": path, "run_id": run_id} for path in paths]

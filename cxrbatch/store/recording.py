@@ -1,11 +1,12 @@
-"""Writing outcomes: one transaction a batch, and the same batch twice changes nothing.
+"""Write outcomes: one transaction per batch; writing the same batch again changes nothing.
 
-Rows are written in the order images, predictions, scores, files, each sorted by its key, so that two programs
-that write to one Postgres wait for one another and never deadlock.
+Rows are written in the order images, predictions, scores, files, each sorted by its key, so that two programs that
+write to one Postgres wait for each other and never deadlock.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,14 +17,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
-from cxrbatch.crash import crash_point
-from cxrbatch.nouns import ImageFacts, Outcome, Verdict, to_int64
-from cxrbatch.store.file_rows import file_row, told_by, upsert_files
-from cxrbatch.store.keys import AnyRow, among, bound, insert_new
-from cxrbatch.store.leases import Waits, owned
+from cxrbatch.errors import Retry
+from cxrbatch.failpoints import failpoint
+from cxrbatch.store.leases import Backoff, owned
 from cxrbatch.store.paths import path_to_text, plain
-from cxrbatch.store.rescoring import replace_images, replace_predictions
+from cxrbatch.store.presence import note_duplicate_instances
+from cxrbatch.store.rows import file_row, prediction_columns, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import audit, files, images, predictions, scores
+from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, insert_new
+from cxrbatch.types import DecodedImage, ImageFacts, Outcome, Prediction, to_int64
 
 __all__ = ["Recorded", "write_outcomes"]
 
@@ -49,13 +51,13 @@ _HEADER_TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """How many paths of a batch ended how. `waiting`: linked to a content that nobody has scored (yet)."""
+    """Numbers of paths of a batch by result. `waiting`: linked to a content that has not been scored yet."""
 
     done: int = 0
     rejected: int = 0
     retry: int = 0
     waiting: int = 0
-    late: int = 0  # dropped: the lease was lost to another owner, or the file has changed since
+    late: int = 0  # dropped: another owner took over the lease, or the file has changed since
 
 
 def write_outcomes(
@@ -67,13 +69,13 @@ def write_outcomes(
     *,
     replace: bool = False,
     owner: str | None = None,
-    waits: Waits | None = None,
+    backoff: Backoff | None = None,
 ) -> Recorded:
-    """Write a batch inside the caller's transaction; with `owner`, only what that owner still holds.
+    """Write a batch inside the caller's transaction; with `owner`, only files that this owner still holds.
 
-    With `waits`, a file that failed for a passing reason is due again (next_attempt_at). A path that comes twice
-    counts once (its last outcome). Raises ValueError for a verdict with a number that is not finite: that has to
-    become a reason code long before it comes here.
+    With `backoff`, a file that failed for a transient reason is scheduled for a retry (next_attempt_at). Of a path that
+    occurs twice, only the last outcome counts. Raises ValueError for a prediction with a non-finite number: the cascade
+    has to reject it with a reason code.
     """
     by_path = {path_to_text(outcome.file.path): outcome for outcome in outcomes}
     by_path = {path: by_path[path] for path in sorted(by_path)}
@@ -82,33 +84,39 @@ def write_outcomes(
         held = owned(connection, owner, list(by_path))
         late = len(by_path) - len(held)
         by_path = {path: outcome for path, outcome in by_path.items() if path in held}
-    crash_point("record.begun")
+    failpoint("record.begun")
     before = _known(connection, by_path)
     image_ids, met = _write_images(connection, by_path.values(), now, replace)
-    verdicts: dict[int, Verdict | None] = {}  # by content; None: known content, to be linked
+    new_predictions: dict[int, Prediction | None] = {}  # by content; None: known content, to be linked
     for outcome in by_path.values():
         if outcome.image is not None and outcome.rejected is None:
             image_id = image_ids[outcome.image.sha256]
-            verdicts[image_id] = verdicts.get(image_id) or outcome.verdict
-    crash_point("record.images")
-    told = _write_predictions(connection, run_id, cascade_id, verdicts, now, replace)
-    crash_point("record.predictions")
+            new_predictions[image_id] = new_predictions.get(image_id) or outcome.prediction
+    failpoint("record.images")
+    reported = _write_predictions(connection, run_id, cascade_id, new_predictions, now, replace)
+    failpoint("record.predictions")
     rows = []
     for path, outcome in by_path.items():
-        row = file_row(path, outcome, before.get(path), now, waits) | {"run_id": run_id, "cascade_id": cascade_id}
+        row = file_row(path, outcome, before.get(path), now, backoff) | {"run_id": run_id, "cascade_id": cascade_id}
         if outcome.image is not None:
-            row["image_id"] = image_ids[outcome.image.sha256]
+            row |= _image_columns(image_ids[outcome.image.sha256], outcome.image)
             old = before.get(path)
             same = old is not None and old.sha256 == outcome.image.sha256
             row["is_copy"] = old.is_copy if old is not None and same else row["image_id"] in met
             met.add(row["image_id"])
-            if outcome.rejected is None and row["image_id"] in told:
-                row |= told_by(told[row["image_id"]])
+            if outcome.rejected is None and row["image_id"] in reported:
+                row |= prediction_columns(reported[row["image_id"]])
         rows.append(row)
     if rows:
         connection.execute(upsert_files(connection.dialect.name), rows)
-    crash_point("record.files")
+    failpoint("record.files")
     _write_changes(connection, run_id, by_path, before, now)
+    contents = {
+        path: outcome.image.sha256 if outcome.image else None
+        for path, outcome in by_path.items()
+        if not isinstance(outcome.rejected, Retry)
+    }
+    note_duplicate_instances(connection, run_id, contents, now)
     states = [row["state"] for row in rows]
     counted = {str(state): states.count(state) for state in ("done", "rejected", "retry", "waiting")}
     return Recorded(**counted, late=late)
@@ -128,34 +136,34 @@ def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
             images.c.sha256,
         )
         .outerjoin_from(files, images)
-        .where(among(dialect, files.c.path))
+        .where(in_keys(dialect, files.c.path))
     )
 
 
 def _known(connection: Connection, paths: Iterable[str]) -> dict[str, AnyRow]:
     query = _select_known(connection.dialect.name)
-    return {row.path: row for row in connection.execute(query, {"keys": bound(connection, paths)})}
+    return {row.path: row for row in connection.execute(query, {"keys": bind_keys(connection, paths)})}
 
 
 @cache
 def _select_images(dialect: str) -> sa.Select[*tuple[Any, ...]]:
-    return select(images.c.sha256, images.c.id).where(among(dialect, images.c.sha256))
+    return select(images.c.sha256, images.c.id).where(in_keys(dialect, images.c.sha256))
 
 
 @cache
 def _select_held(dialect: str) -> sa.Select[*tuple[Any, ...]]:
     held = select(files.c.id).where(files.c.image_id == images.c.id)
-    return select(images.c.id).where(among(dialect, images.c.id), held.exists())
+    return select(images.c.id).where(in_keys(dialect, images.c.id), held.exists())
 
 
 def _write_images(
     connection: Connection, outcomes: Iterable[Outcome], now: datetime, replace: bool
 ) -> tuple[dict[str, int], set[int]]:
-    """The ids of these contents by sha256, and which of them were there before."""
+    """The ids of these contents by sha256, and which of them already existed."""
     facts = {outcome.image.sha256: outcome.image.facts for outcome in outcomes if outcome.image is not None}
     if not facts:
         return {}, set()
-    query, keys = _select_images(connection.dialect.name), {"keys": bound(connection, facts)}
+    query, keys = _select_images(connection.dialect.name), {"keys": bind_keys(connection, facts)}
     ids = {row.sha256: row.id for row in connection.execute(query, keys)}
     met = set(ids.values())
     if replace:
@@ -163,10 +171,17 @@ def _write_images(
     if new := sorted(facts.keys() - ids.keys()):
         insert_new(connection, images, [_image_row(sha256, facts[sha256], now) for sha256 in new])
         ids = {row.sha256: row.id for row in connection.execute(query, keys)}
-        # Another program may have been first with one: our INSERT has waited for its commit.
-        made = bound(connection, [ids[sha256] for sha256 in new])
+        # Another program may have inserted one first: our INSERT has waited for its commit.
+        made = bind_keys(connection, [ids[sha256] for sha256 in new])
         met |= set(connection.execute(_select_held(connection.dialect.name), {"keys": made}).scalars())
     return ids, met
+
+
+def _image_columns(image_id: int, image: DecodedImage) -> dict[str, Any]:
+    """What files repeats of images."""
+    uids = ("sop_instance_uid", "study_instance_uid")
+    copied: dict[str, Any] = {name: plain(getattr(image.facts, name), _HEADER_CHARACTERS) for name in uids}
+    return copied | {"image_id": image_id, "sha256": image.sha256}
 
 
 def _image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:
@@ -179,6 +194,7 @@ def _image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:
         "number_of_frames": facts.number_of_frames,
         **{name: plain(getattr(facts, name), _HEADER_CHARACTERS) for name in _HEADER_TEXTS},
         "inverted": bool(facts.inverted),
+        "grey_mean": facts.grey_mean,
         "quality_flags": plain(",".join(facts.quality_flags), _HEADER_CHARACTERS),
         "first_seen": now,
     }
@@ -187,7 +203,7 @@ def _image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:
 @cache
 def _select_predictions(dialect: str) -> sa.Select[*tuple[Any, ...]]:
     return select(predictions).where(
-        among(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
+        in_keys(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
     )
 
 
@@ -195,17 +211,17 @@ def _write_predictions(
     connection: Connection,
     run_id: int,
     cascade_id: int,
-    verdicts: dict[int, Verdict | None],
+    new_predictions: dict[int, Prediction | None],
     now: datetime,
     replace: bool,
 ) -> dict[int, AnyRow]:
-    """The rows of this cascade for these contents, by image id; made where there is a verdict and no row."""
-    if not verdicts:
+    """The rows of this cascade for these contents, by image id; inserted for a prediction without a row."""
+    if not new_predictions:
         return {}
     query = _select_predictions(connection.dialect.name)
-    keys = {"keys": bound(connection, verdicts), "cascade": cascade_id}
+    keys = {"keys": bind_keys(connection, new_predictions), "cascade": cascade_id}
     found = {row.image_id: row for row in connection.execute(query, keys)}
-    made = {image_id: verdict for image_id, verdict in sorted(verdicts.items()) if verdict is not None}
+    made = {image_id: prediction for image_id, prediction in sorted(new_predictions.items()) if prediction is not None}
     fixed = {"cascade_id": cascade_id, "run_id": run_id, "processed_at": now}
     rows = {image_id: _prediction_row(made[image_id]) | {"image_id": image_id} | fixed for image_id in made}
     new = [image_id for image_id in made if image_id not in found]
@@ -215,32 +231,42 @@ def _write_predictions(
     if new:
         insert_new(connection, predictions, [rows[i] for i in new if i not in found])
         found = {row.image_id: row for row in connection.execute(query, keys)}
-        # Another program may have been first with a content: its numbers stay, whole.
+        # Another program may have inserted a prediction first: all of its numbers are kept.
         insert_new(connection, scores, [row for i in new for row in _score_rows(found[i].id, made[i])])
     return found
 
 
-def _prediction_row(verdict: Verdict) -> dict[str, Any]:
+def _prediction_row(prediction: Prediction) -> dict[str, Any]:
     return {
-        "gate_probability": _finite(verdict.gate_probability),
-        "is_chest": verdict.is_chest,
-        "label": verdict.label,
-        "confidence": _finite(verdict.confidence),
-        "decision": str(verdict.decision),
-        "ood_score": _finite(verdict.ood_score),
-        "review_reasons": ",".join(verdict.review_reasons),
+        "gate_probability": _finite(prediction.gate_probability),
+        "is_chest": prediction.is_chest,
+        "label": prediction.label,
+        "confidence": _finite(prediction.confidence),
+        "decision": str(prediction.decision),
+        "ood_score": _finite(prediction.ood_score),
+        "review_reasons": ",".join(prediction.review_reasons),
+        "label_set": "|".join(prediction.label_set) or None,
+        "abnormal_probability": _finite(prediction.abnormal_probability),
+        "scores_json": _scores_json(prediction.probabilities),
     }
 
 
-def _score_rows(prediction_id: int, verdict: Verdict) -> list[dict[str, Any]]:
+def _scores_json(probabilities: dict[str, float]) -> str | None:
+    """The calibrated probabilities as JSON, in the bundle's order of classes; None where there are none."""
+    if not probabilities:
+        return None
+    return json.dumps({label: round(_finite(p) or 0.0, 6) for label, p in probabilities.items()})
+
+
+def _score_rows(prediction_id: int, prediction: Prediction) -> list[dict[str, Any]]:
     return [
         {
             "prediction_id": prediction_id,
             "label": label,
-            "logit": _finite(verdict.logits.get(label)),
-            "probability": _finite(verdict.probabilities.get(label)),
+            "logit": _finite(prediction.logits.get(label)),
+            "probability": _finite(prediction.probabilities.get(label)),
         }
-        for label in sorted(verdict.logits.keys() | verdict.probabilities.keys())
+        for label in sorted(prediction.logits.keys() | prediction.probabilities.keys())
     ]
 
 
@@ -248,8 +274,8 @@ def _finite(number: float | None) -> float | None:
     if number is None:
         return None
     if not math.isfinite(number):
-        raise ValueError("a verdict holds a number that is not finite")
-    return float(number)  # psycopg knows no numpy numbers
+        raise ValueError("a prediction holds a number that is not finite")
+    return float(number)  # psycopg does not accept numpy numbers
 
 
 def _write_changes(
@@ -259,14 +285,14 @@ def _write_changes(
     before: dict[str, AnyRow],
     now: datetime,
 ) -> None:
-    """Into audit: the paths of a batch that hold other bytes than before."""
+    """Write to audit the paths of a batch whose content has changed."""
     rows = []
     for path, old in sorted(before.items()):
         image, file = by_path[path].image, by_path[path].file
         new = image.sha256 if image is not None else None
         same_file = (old.size, old.mtime_ns) == (to_int64(file.size), to_int64(file.mtime_ns))
         if old.sha256 is None or old.sha256 == new or (new is None and same_file):
-            continue  # first content, the same content, or only unreadable this time
-        rows.append({"at": now, "event": "content_changed", "path": path, "old": old.sha256, "new": new})
+            continue  # first content, same content, or unreadable this time
+        rows.append({"at": now, "event": "image_changed", "path": path, "old": old.sha256, "new": new})
     if rows:
         connection.execute(sa.insert(audit), [row | {"run_id": run_id} for row in rows])

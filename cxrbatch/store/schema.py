@@ -1,8 +1,8 @@
-"""The tables. The statements that make them are in migrations/; a test holds the two together.
+"""The tables. The statements that create them are in migrations/; a test compares the two.
 
 Read `files` first: one row a path, and the one current outcome of that path. What a network said lives in
-`predictions` and `scores` and belongs to a content (`images`), not to a path. The view `results` puts it all
-side by side (views.py).
+`predictions` and `scores` and belongs to a content (`images`), not to a path. What readers say is in
+review_schema.py, what is sent in outbox_schema.py. The view `results` puts it all side by side (views.py).
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
-from cxrbatch.nouns import Decision
-from cxrbatch.store.columns import PathText, Utc, big_id
+from cxrbatch.store.outbox_schema import outbox
+from cxrbatch.store.review_schema import reviews
+from cxrbatch.store.sql import PathText, Utc, big_id, metadata, one_of, words
+from cxrbatch.types import Decision
 
 __all__ = [
     "FileState",
-    "ReviewAction",
     "audit",
     "files",
     "images",
     "metadata",
     "models",
+    "outbox",
     "predictions",
     "reviews",
     "runs",
@@ -30,49 +32,21 @@ __all__ = [
 
 
 class FileState(StrEnum):
-    """Where a path stands. A changed size or mtime sends any state through `waiting` again.
+    """The state of a path. A changed size or mtime leads from any state to `waiting` again.
 
-    `scan` goes straight to an outcome; only `watch` shares work and therefore waits and claims.
+    `scan` goes directly to an outcome; only `watch` shares work between daemons and uses `waiting` and `claimed`.
     """
 
     WAITING = "waiting"  # no outcome yet: to claimed, or straight to done, rejected, retry; to missing
     CLAIMED = "claimed"  # leased until lease_until: to done, rejected, retry; to waiting on expiry
-    DONE = "done"  # prediction_id is the verdict of these bytes: to missing
+    DONE = "done"  # prediction_id is the prediction of these bytes: to missing
     REJECTED = "rejected"  # reason_code is final for these bytes (but `--reprocess failed`): to missing
     RETRY = "retry"  # reason_code may pass: again from next_attempt_at on, or by the next scan
-    MISSING = "missing"  # gone from the folder; all is kept: back to what it was when it returns
+    MISSING = "missing"  # gone from the folder; the row is kept, and gets its old state back if the file returns
 
 
-class ReviewAction(StrEnum):
-    """What a reader did with a row."""
-
-    ACCEPT = "accept"
-    OVERRIDE = "override"
-    FLAG = "flag"
-
-
-def _one_of(column: str, values: type[StrEnum]) -> sa.CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _words(name: str) -> sa.Column[str]:
-    """Text that is empty, never NULL, where nothing is known."""
-    return sa.Column(name, sa.Text, nullable=False, server_default="")
-
-
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-#: A cascade (one bundle: its gate and its disease model). What made a number is the manifest's sha256,
-#: with " exact" behind it (and behind the version) where every picture was decoded in full.
+#: A cascade (one bundle: its gate and its disease model). It is identified by the manifest's sha256, followed by
+#: " exact" (as is the version) if every image was decoded in full.
 models = sa.Table(
     "models",
     metadata,
@@ -93,7 +67,7 @@ runs = sa.Table(
     sa.Column("id", big_id, primary_key=True),
     sa.Column("cascade_id", sa.ForeignKey("models.id"), nullable=False),
     sa.Column("started_at", Utc, nullable=False, index=True),
-    sa.Column("finished_at", Utc),  # NULL: still at work, or killed
+    sa.Column("finished_at", Utc),  # NULL: still running, or killed
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("version", sa.Text, nullable=False),  # of cxrbatch
     sa.Column("device", sa.Text, nullable=False),
@@ -102,7 +76,9 @@ runs = sa.Table(
     sa.Column("counts_json", sa.Text),
 )
 
-#: One content (a file's bytes), whatever it is called and however often it lies there.
+_IDENTIFIED = sa.text("patient_id_hash <> ''")
+
+#: One content (a file's bytes), under any number of file names.
 images = sa.Table(
     "images",
     metadata,
@@ -113,29 +89,31 @@ images = sa.Table(
     sa.Column("columns", sa.Integer, nullable=False),
     sa.Column("bits_stored", sa.Integer, nullable=False),
     sa.Column("number_of_frames", sa.Integer, nullable=False),
-    _words("photometric_interpretation"),
-    _words("transfer_syntax_uid"),
-    _words("modality"),
-    _words("body_part_examined"),
-    _words("view_position"),
-    _words("sop_class_uid"),
-    _words("sop_instance_uid"),
-    _words("series_instance_uid"),
-    _words("study_instance_uid"),
-    _words("patient_id_hash"),
-    _words("accession_number_hash"),
-    _words("manufacturer"),
-    _words("study_date"),
-    _words("decoder"),
-    _words("grey_path"),
+    words("photometric_interpretation"),
+    words("transfer_syntax_uid"),
+    words("modality"),
+    words("body_part_examined"),
+    words("view_position"),
+    words("sop_class_uid"),
+    words("sop_instance_uid"),
+    words("series_instance_uid"),
+    words("study_instance_uid"),
+    words("patient_id_hash"),
+    words("accession_number_hash"),
+    words("manufacturer"),
+    words("study_date"),
+    words("decoder"),
+    words("grey_path"),
     sa.Column("inverted", sa.Boolean, nullable=False),
-    _words("quality_flags"),  # comma separated
+    words("quality_flags"),  # comma separated
     sa.Column("first_seen", Utc, nullable=False),
+    sa.Column("grey_mean", sa.Double),  # 0..255, for drift; NULL: read before schema 0007
     sa.Index(None, "sop_instance_uid"),
     sa.Index(None, "study_instance_uid"),
+    sa.Index(None, "patient_id_hash", sqlite_where=_IDENTIFIED, postgresql_where=_IDENTIFIED),
 )
 
-#: What one cascade says of one content. The same bytes through the same bundle give the same row.
+#: The prediction of one cascade for one content. The same bytes and the same bundle give the same row.
 predictions = sa.Table(
     "predictions",
     metadata,
@@ -149,9 +127,12 @@ predictions = sa.Table(
     sa.Column("confidence", sa.Double, nullable=False),
     sa.Column("decision", sa.Text, nullable=False),
     sa.Column("ood_score", sa.Double),
-    _words("review_reasons"),  # comma separated
+    words("review_reasons"),  # comma separated
     sa.Column("processed_at", Utc, nullable=False),
-    _one_of("decision", Decision),
+    sa.Column("label_set", sa.Text),  # classes that hold the right one, most probable first: "A|B"; NULL: none chosen
+    sa.Column("abnormal_probability", sa.Double),
+    sa.Column("scores_json", sa.Text),  # probabilities by class, as JSON: also classes without a column in `results`
+    one_of("decision", Decision),
     sa.UniqueConstraint("image_id", "cascade_id"),
     sa.Index(None, "cascade_id", "image_id", "label"),  # two cascades side by side
 )
@@ -171,7 +152,7 @@ _REASONED = sa.text("reason_code IS NOT NULL")
 _COPIED = sa.text("is_copy")
 
 #: One path, and its one current outcome. label, confidence, decision and processed_at repeat the row of
-#: prediction_id, so that counting a million rows is a walk along one index; `db check` compares them.
+#: prediction_id, so that counting a million rows reads one index; `db check` compares them.
 files = sa.Table(
     "files",
     metadata,
@@ -179,7 +160,9 @@ files = sa.Table(
     sa.Column("path", PathText, nullable=False, unique=True),  # see paths.py
     sa.Column("size", sa.BigInteger, nullable=False),  # bytes
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
-    sa.Column("inode", sa.BigInteger, nullable=False),  # told, never compared: it changes on network mounts
+    sa.Column(
+        "inode", sa.BigInteger, nullable=False
+    ),  # `watch` compares it, but not on network mounts, where it changes
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("image_id", sa.ForeignKey("images.id"), index=True),  # NULL: never read whole
     sa.Column("prediction_id", sa.ForeignKey("predictions.id"), index=True),
@@ -196,13 +179,18 @@ files = sa.Table(
     sa.Column("lease_until", Utc),
     sa.Column("next_attempt_at", Utc),
     sa.Column("first_seen", Utc, nullable=False),
-    sa.Column("last_seen", Utc, nullable=False),  # when an outcome was last recorded
+    sa.Column("last_seen", Utc, nullable=False),  # when an outcome was last recorded, or the file was queued
     sa.Column("missing_since", Utc),
-    # Another path had held these bytes when this one came to them. Of the paths that share a content at least one
-    # says so; one that says so may be the only one left.
+    # Another path already held these bytes when this path got them. Of several paths with one content, at least one is
+    # marked; a marked path may be the only one left.
     sa.Column("is_copy", sa.Boolean, nullable=False, server_default=sa.false()),
-    _one_of("state", FileState),
-    _one_of("decision", Decision),
+    # What people search the view by repeats the row of image_id; `db check` compares them.
+    sa.Column("sha256", sa.Text),
+    sa.Column("sop_instance_uid", sa.Text),
+    sa.Column("study_instance_uid", sa.Text),
+    sa.Column("version", sa.Text),  # of an object in a bucket (VersionId or ETag); NULL: a file
+    one_of("state", FileState),
+    one_of("decision", Decision),
     sa.CheckConstraint("state <> 'done' OR prediction_id IS NOT NULL", name="done_has_a_prediction"),
     sa.CheckConstraint("state NOT IN ('rejected', 'retry') OR reason_code IS NOT NULL", name="why"),
     sa.CheckConstraint("(prediction_id IS NULL) = (label IS NULL)", name="label_of_prediction"),
@@ -210,42 +198,30 @@ files = sa.Table(
     sa.CheckConstraint("(state = 'missing') = (missing_since IS NOT NULL)", name="missing_since"),
     sa.CheckConstraint("(state = 'claimed') = (lease_owner IS NOT NULL)", name="lease"),
     sa.Index(None, "label", "confidence"),
-    sa.Index(None, "label", "image_id"),  # counting through the view, which joins images
     sa.Index(None, "decision", "confidence"),
     sa.Index(None, "state", "label", "decision"),
-    # What is still to be done is few among a million rows, and so are copies: these three stay small.
+    # Few of a million rows are unfinished or copies: these three indexes stay small.
     sa.Index(None, "next_attempt_at", sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED),
     sa.Index(None, "reason_code", sqlite_where=_REASONED, postgresql_where=_REASONED),
     sa.Index("ix_files_copies", "image_id", sqlite_where=_COPIED, postgresql_where=_COPIED),
     sa.Index(None, "processed_at"),
+    sa.Index(None, "sha256"),
+    sa.Index(None, "sop_instance_uid"),
+    sa.Index(None, "study_instance_uid"),
 )
 
-#: Append-only: the newest row of a prediction counts.
-reviews = sa.Table(
-    "reviews",
-    metadata,
-    sa.Column("id", big_id, primary_key=True),
-    sa.Column("prediction_id", sa.ForeignKey("predictions.id"), nullable=False),
-    sa.Column("reviewer", sa.Text, nullable=False),
-    sa.Column("action", sa.Text, nullable=False),
-    sa.Column("label", sa.Text),  # the reader's; NULL for a flag
-    _words("comment"),
-    sa.Column("at", Utc, nullable=False),
-    _one_of("action", ReviewAction),
-    sa.Index(None, "prediction_id", "id"),
-)
-
-#: Append-only: what happened to rows that the current state does not tell.
+#: Append-only: changes of rows that their current state does not show.
 audit = sa.Table(
     "audit",
     metadata,
     sa.Column("id", big_id, primary_key=True),
     sa.Column("at", Utc, nullable=False),
-    sa.Column("event", sa.Text, nullable=False),  # "content_changed", "missing", "returned", "pruned", ...
+    sa.Column("event", sa.Text, nullable=False),  # "image_changed", "missing", "returned", "pruned", "mounted", ...
     sa.Column("path", PathText),
     sa.Column("run_id", sa.ForeignKey("runs.id")),
-    sa.Column("old", sa.Text),  # for content_changed: the sha256 before
+    sa.Column("old", sa.Text),  # for image_changed: the sha256 before
     sa.Column("new", sa.Text),
-    _words("detail"),
+    words("detail"),
+    sa.Column("actor", sa.Text),  # the reader or administrator; NULL: the program
     sa.Index(None, "path", "id"),
 )

@@ -1,7 +1,7 @@
-"""One program at a time scores into a SQLite store.
+"""The exclusive writer lock: one program at a time scores into a SQLite store.
 
-The lock is the kernel's (flock on a file beside the store), not the file's existence: it goes with the process,
-however that ends, so that nothing stale is ever left. Postgres needs none: there, leases share the work.
+It is an flock on a file beside the store, not the file's existence: the kernel releases it when the process ends in
+any way, so no stale lock is left. Postgres needs no lock: there, leases share the work.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.store.engine import parse_url, sqlite_file
+from cxrbatch.store.connection import parse_url, sqlite_file
 
 __all__ = ["LOCK_SUFFIX", "only_writer"]
 
@@ -21,9 +21,9 @@ LOCK_SUFFIX = ".lock"
 
 @contextmanager
 def only_writer(url: str) -> Iterator[None]:
-    """Hold the store of `url` until the block ends; nothing to do on Postgres.
+    """Hold the writer lock of the store `url` until the block ends; does nothing on Postgres.
 
-    Raises Fatal (exit 11) while another program holds it, and Fatal (exit 1) where the lock file cannot be made.
+    Raises Fatal (exit 11) if another program holds it, and Fatal (exit 1) if the lock file cannot be created.
     """
     parsed = parse_url(url)
     if not parsed.drivername.startswith("sqlite"):
@@ -51,9 +51,9 @@ def only_writer(url: str) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise Fatal(f"The file system of {store} cannot lock files ({error.strerror}); use a local disk.") from None
-        with suppress(OSError):  # a courtesy to the next one; the disk may be full
+        with suppress(OSError):  # the process ID is only informative; the disk may be full
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        os.close(descriptor)  # and with it the lock
+        os.close(descriptor)  # releases the lock

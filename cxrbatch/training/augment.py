@@ -1,9 +1,9 @@
-"""Style augmentation: every class is seen in every look.
+"""Style augmentation: every class is trained in every image style.
 
-A class that comes from one hospital is recognised by that hospital's sharpness, borders, letters and grey
-scale instead of by its lungs (models.md, trap 1). Each step here therefore changes how a film looks and
-leaves what it shows; the chances never depend on the class. Works on uint8 greys with Pillow and numpy,
-2-4 ms a film at 160 pixels on one core.
+A network recognises a class that comes from one hospital by that hospital's sharpness, borders, letters and grey scale
+instead of by the lungs (models.md, trap 1). So each step here changes the style of an image and keeps its content; the
+probabilities never depend on the class. It works on uint8 greys with Pillow and numpy and takes 2-4 ms per image of 160
+pixels on one core.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ _LETTERS = ("R", "L", "AP", "PA", "PORTABLE", "SUPINE", "ERECT", "H-6, I-8", "Da
 
 @dataclass(frozen=True, slots=True)
 class StyleAugmentation:
-    """Chances (0..1) of each change, and its reach. `look` is how likely each change of style is."""
+    """The probability (0..1) and strength of each change. `look` is the probability of each change of style."""
 
-    size: int  # pixels a side of the plane that comes out
+    size: int  # pixels a side of the model input that comes out
     look: float = 0.35
     flip: float = 0.3  # left-right
-    rotation: float = 10.0  # degrees either way
-    turn: float = 0.0  # chance of a quarter or half turn
+    rotation: float = 10.0  # degrees in either direction
+    turn: float = 0.0  # probability of a rotation by 90, 180 or 270 degrees
     invert: float = 0.0
     crop: float = 0.18  # largest share of a side that is cut off
-    aspect: float = 1.4  # largest squash, width to height, either way
-    thumbnail: float = 0.03  # chance of having been 48 to 96 pixels wide once
-    surroundings: float = 0.0  # chance of lying on another film: all but the middle is the other's
+    aspect: float = 1.4  # largest change of the aspect ratio, in either direction
+    thumbnail: float = 0.03  # probability of shrinking to 48 to 96 pixels and enlarging again
+    surroundings: float = 0.0  # probability of replacing all but the middle by another image
 
     def __call__(self, grey: Grey, reference: Grey, rng: np.random.Generator) -> Grey:
-        """One changed plane (size, size) uint8 from `grey` (rows, columns).
+        """One augmented model input (size, size) uint8 from `grey` (rows, columns) uint8.
 
-        `reference` (rows, columns) is any other film: its grey scale or its sharpness may be borrowed.
+        `reference` (rows, columns) uint8 is any other image: its grey scale or sharpness may be applied.
         """
         if rng.random() < self.look:
             grey = match_histogram(grey, reference, rng.uniform(0.4, 1.0))
-        picture = self._frame(grey, rng)
+        array = self._frame(grey, rng)
         if rng.random() < self.surroundings:
-            picture = _on_another(picture, reference, rng)
+            array = _on_another(array, reference, rng)
         steps = (_tone, _sharpness, _noise, _markers, _borders, _recompress)
         for step in steps:
             if rng.random() < self.look * (1.6 if step is _tone else 1.0):
-                picture = step(picture, rng)
+                array = step(array, rng)
         if rng.random() < self.look * 0.6:
-            picture = Image.fromarray(match_spectrum(np.asarray(picture), reference, rng.uniform(0.4, 1.0)))
+            array = Image.fromarray(match_spectrum(np.asarray(array), reference, rng.uniform(0.4, 1.0)))
         if rng.random() < self.thumbnail:
             small = int(rng.integers(48, 97))
-            picture = picture.resize((small, small), Image.Resampling.BILINEAR).resize(
+            array = array.resize((small, small), Image.Resampling.BILINEAR).resize(
                 (self.size, self.size), Image.Resampling.BICUBIC
             )
         if rng.random() < self.invert:
-            picture = ImageOps.invert(picture)
-        return np.asarray(picture)
+            array = ImageOps.invert(array)
+        return np.asarray(array)
 
     def _frame(self, grey: Grey, rng: np.random.Generator) -> Image.Image:
-        """Flip, crop, squash, turn, and place on a square of one grey."""
+        """Flip, crop, stretch, rotate, and place on a square of one grey level."""
         rows, columns = grey.shape
-        picture = Image.fromarray(grey)
+        array = Image.fromarray(grey)
         if rng.random() < self.flip:
-            picture = ImageOps.mirror(picture)
+            array = ImageOps.mirror(array)
         left, right = rng.uniform(0, self.crop / 2, 2) * columns * (rng.random() < 0.7)
         top, bottom = rng.uniform(0, self.crop / 2, 2) * rows * (rng.random() < 0.7)
         ratio = columns / rows
@@ -75,19 +75,17 @@ class StyleAugmentation:
         longer = self.size * (1.0 if rng.random() < 0.7 else rng.uniform(0.8, 1.0))
         width = max(8, round(longer * min(1.0, ratio)))
         height = max(8, round(longer * min(1.0, 1 / ratio)))
-        picture = picture.resize(
+        array = array.resize(
             (width, height), Image.Resampling.BILINEAR, box=(left, top, columns - right, rows - bottom)
         )
         fill = 0 if rng.random() < 0.8 else int(rng.integers(0, 256))
         if rng.random() < 0.5:
-            picture = picture.rotate(
-                rng.uniform(-self.rotation, self.rotation), Image.Resampling.BILINEAR, fillcolor=fill
-            )
+            array = array.rotate(rng.uniform(-self.rotation, self.rotation), Image.Resampling.BILINEAR, fillcolor=fill)
         if rng.random() < self.turn:
-            picture = picture.rotate(90 * int(rng.integers(1, 4)), expand=True)
-        plane = Image.new("L", (self.size, self.size), fill)
-        plane.paste(picture, ((self.size - picture.width) // 2, (self.size - picture.height) // 2))
-        return plane
+            array = array.rotate(90 * int(rng.integers(1, 4)), expand=True)
+        model_input = Image.new("L", (self.size, self.size), fill)
+        model_input.paste(array, ((self.size - array.width) // 2, (self.size - array.height) // 2))
+        return model_input
 
 
 def match_histogram(grey: Grey, reference: Grey, share: float) -> Grey:
@@ -100,9 +98,9 @@ def match_histogram(grey: Grey, reference: Grey, share: float) -> Grey:
 
 
 def match_spectrum(grey: Grey, reference: Grey, share: float) -> Grey:
-    """Give `grey` the fine-detail power (sharpness, noise, blocking) of `reference`, leaving coarse forms.
+    """Give `grey` the fine-detail power (sharpness, noise, blocking) of `reference`; coarse structure is kept.
 
-    Amplitudes are scaled ring by ring, only above 1/8 of the sampling frequency and by at most 4 either way.
+    Amplitudes are scaled per frequency ring, only above 1/8 of the sampling frequency, by a factor between 1/4 and 4.
     """
     side = grey.shape[0]
     other = np.asarray(Image.fromarray(reference).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
@@ -120,10 +118,10 @@ def match_spectrum(grey: Grey, reference: Grey, share: float) -> Grey:
 
 
 def scramble(grey: Grey, rng: np.random.Generator) -> Grey:
-    """A film without its anatomy, same rows and columns: greys, spectrum or pieces of a chest, but no chest.
+    """An image without anatomy, same rows and columns: the greys, spectrum or pieces of a chest, but no chest.
 
-    One of: its pieces in another order (4 to 36), its spectrum with other phases, a blur in which nothing can be
-    told, and soft blobs with its grey scale.
+    One of: its pieces (4 to 36) in another order, its spectrum with random phases, a blur in which nothing can be
+    recognised, and soft blobs with its grey scale.
     """
     kind = rng.random()
     rows, columns = grey.shape
@@ -143,11 +141,11 @@ def scramble(grey: Grey, rng: np.random.Generator) -> Grey:
 
 
 def _pieces(grey: Grey, across: int, rng: np.random.Generator) -> Grey:
-    """`across` x `across` pieces, none of them where it was; what is left over at the right and below stays."""
+    """`across` x `across` pieces, each at another place; the remainder at the right and bottom stays."""
     height, width = grey.shape[0] // across, grey.shape[1] // across
     order = rng.permutation(across * across)
     origins = np.empty_like(order)
-    origins[order] = np.roll(order, 1)  # one ring through all of them
+    origins[order] = np.roll(order, 1)  # one cycle through all of them
     moved = grey.copy()
     for place, origin in enumerate(origins):
         y, x = divmod(place, across)
@@ -164,59 +162,59 @@ def _stretched(x: NDArray[np.float64]) -> Grey:
     return stretched
 
 
-def _on_another(picture: Image.Image, reference: Grey, rng: np.random.Generator) -> Image.Image:
-    """The middle of the film, softly cut out, on the other film: edges, borders and letters then tell nothing."""
-    side = picture.width
-    under = Image.fromarray(reference).resize(picture.size, Image.Resampling.BILINEAR)
+def _on_another(array: Image.Image, reference: Grey, rng: np.random.Generator) -> Image.Image:
+    """The middle of the image, softly blended onto another: edges, borders and letters then carry no information."""
+    side = array.width
+    under = Image.fromarray(reference).resize(array.size, Image.Resampling.BILINEAR)
     half_width, half_height = rng.uniform(0.38, 0.52, 2) * side
-    mask = Image.new("L", picture.size, 0)
+    mask = Image.new("L", array.size, 0)
     box = (side / 2 - half_width, side / 2 - half_height, side / 2 + half_width, side / 2 + half_height)
     ImageDraw.Draw(mask).rounded_rectangle(box, radius=side * rng.uniform(0.05, 0.35), fill=255)
-    return Image.composite(picture, under, mask.filter(ImageFilter.GaussianBlur(side * rng.uniform(0.005, 0.03))))
+    return Image.composite(array, under, mask.filter(ImageFilter.GaussianBlur(side * rng.uniform(0.005, 0.03))))
 
 
-def _tone(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Gamma, contrast and brightness; or equalisation, whole or local."""
+def _tone(array: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Gamma, contrast and brightness; or global or local equalisation."""
     kind = rng.random()
     if kind < 0.15:
-        return Image.blend(picture, ImageOps.equalize(picture), rng.uniform(0.4, 1.0))
+        return Image.blend(array, ImageOps.equalize(array), rng.uniform(0.4, 1.0))
     if kind < 0.35:
-        return _local_contrast(picture, rng)
+        return _local_contrast(array, rng)
     if kind < 0.45:
-        return ImageOps.autocontrast(picture, cutoff=(rng.uniform(0, 4), rng.uniform(0, 4)))
+        return ImageOps.autocontrast(array, cutoff=(rng.uniform(0, 4), rng.uniform(0, 4)))
     x = np.arange(256) / 255
     x = x ** np.exp(rng.uniform(-0.6, 0.6))
     x = (x - 0.5) * np.exp(rng.uniform(-0.6, 0.4)) + 0.5 + rng.uniform(-0.15, 0.15)
-    return picture.point(list(np.clip(x * 255 + 0.5, 0, 255).astype(int)))
+    return array.point(list(np.clip(x * 255 + 0.5, 0, 255).astype(int)))
 
 
-def _local_contrast(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The look of contrast-limited local equalisation: what is coarser than a sixth of the film fades."""
-    x = np.asarray(picture, np.float32)
-    radius = picture.width * rng.uniform(0.06, 0.16)
-    coarse = np.asarray(picture.filter(ImageFilter.BoxBlur(radius)), np.float32)
+def _local_contrast(array: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Imitate contrast-limited local equalisation: attenuate structures coarser than a sixth of the image."""
+    x = np.asarray(array, np.float32)
+    radius = array.width * rng.uniform(0.06, 0.16)
+    coarse = np.asarray(array.filter(ImageFilter.BoxBlur(radius)), np.float32)
     detail = x - coarse
     flattened = 128 + detail * (rng.uniform(35, 60) / (detail.std() + 8)) + rng.uniform(0.2, 0.7) * (coarse - 128)
     return Image.fromarray(np.clip(flattened, 0, 255).astype(np.uint8))
 
 
-def _sharpness(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _sharpness(array: Image.Image, rng: np.random.Generator) -> Image.Image:
     if rng.random() < 0.5:
-        return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
-    return picture.filter(ImageFilter.UnsharpMask(rng.uniform(0.8, 3.0), int(rng.integers(50, 220)), 0))
+        return array.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
+    return array.filter(ImageFilter.UnsharpMask(rng.uniform(0.8, 3.0), int(rng.integers(50, 220)), 0))
 
 
-def _noise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    x = np.asarray(picture, np.float32)
+def _noise(array: Image.Image, rng: np.random.Generator) -> Image.Image:
+    x = np.asarray(array, np.float32)
     grain = rng.standard_normal(x.shape, dtype=np.float32) * rng.uniform(2, 11)
     return Image.fromarray(np.clip(x + grain, 0, 255).astype(np.uint8))
 
 
-def _markers(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _markers(array: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Letters, arrows, boxes and captions, light or dark, mostly near the edges."""
-    picture = picture.copy()
-    draw = ImageDraw.Draw(picture)
-    side = picture.width
+    array = array.copy()
+    draw = ImageDraw.Draw(array)
+    side = array.width
     for _ in range(int(rng.integers(1, 4))):
         ink = int(rng.integers(180, 256)) if rng.random() < 0.75 else int(rng.integers(0, 60))
         edge = rng.random() < 0.8
@@ -239,12 +237,12 @@ def _markers(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
             h = rng.uniform(0.03, 0.1) * side
             draw.rectangle((0, side - h, side, side), fill=ink)
             draw.text((side * 0.1, side - h), str(rng.choice(_LETTERS)), fill=255 - ink)
-    return picture
+    return array
 
 
-def _borders(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _borders(array: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Black, white or grey strips along one to four sides."""
-    x = np.array(picture)
+    x = np.array(array)
     side = x.shape[0]
     ink = int(rng.choice([0, 0, 0, 255, int(rng.integers(0, 256))]))
     for edge in range(4):
@@ -255,13 +253,13 @@ def _borders(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(x)
 
 
-def _recompress(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """JPEG blocks, at quality 15 to 90, at this size or at a smaller one."""
-    full = picture.size
+def _recompress(array: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """JPEG artefacts, at quality 15 to 90, at this size or a smaller one."""
+    full = array.size
     if rng.random() < 0.4:
         side = int(full[0] * rng.uniform(0.5, 0.95))
-        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+        array = array.resize((side, side), Image.Resampling.BILINEAR)
     buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=int(rng.integers(15, 91)))
+    array.save(buffer, "JPEG", quality=int(rng.integers(15, 91)))
     again = Image.open(buffer)
     return again.convert("L").resize(full, Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Where a network's first weights come from: a download of torchvision's, a bundle, a file, or nowhere."""
+"""The initial weights of a network: a download of torchvision's, a bundle, a file, or random."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from cxrbatch.bundles import load_bundle
-from cxrbatch.engines.networks import FeatureNetwork, build_network, load_state
 from cxrbatch.errors import Fatal
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
 
-__all__ = ["freeze", "start_network"]
+__all__ = ["freeze", "split_other", "start_network"]
 
 _DOWNLOADS = {"mobilenet_v2": models.mobilenet_v2, "mobilenet_v3_large": models.mobilenet_v3_large}
 _MOMENTUM = 0.1  # of batch norm; torch's own default
@@ -39,8 +39,7 @@ def start_network(architecture: str, channels: int, outputs: int, pretrained: st
     else:
         state = _file(Path(pretrained))
     own = net.state_dict()
-    last = max((k for k in own if k.startswith("classifier.")), key=lambda k: int(k.split(".")[1]))
-    head = last.rpartition(".")[0] + "."
+    head = _head(own)
     state = {key: own.get(key, value) if key.startswith(head) else value for key, value in state.items()}
     try:
         load_state(net, state)
@@ -51,11 +50,26 @@ def start_network(architecture: str, channels: int, outputs: int, pretrained: st
     return net
 
 
-def _hasten_batch_norm(net: nn.Module) -> None:
-    """Let running statistics follow within tens of steps instead of hundreds.
+def split_other(state: dict[str, Tensor], classes: int) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    """The state without the last layer's row after the `classes` first ones, and that row: weight (d,), bias (1,)."""
+    head = _head(state)
+    weight, bias = state[head + "weight"], state[head + "bias"]
+    kept = state | {head + "weight": weight[:classes], head + "bias": bias[:classes]}
+    return kept, (weight[classes], bias[classes:])
 
-    torchvision's MobileNetV3 moves them by 1 % a step. In a short run from random weights, or from those of another
-    plane size, they are then still near their first values, and in eval mode every film gets the same answer.
+
+def _head(state: dict[str, Tensor]) -> str:
+    """The prefix of the last layer's keys."""
+    last = max((k for k in state if k.startswith("classifier.")), key=lambda k: int(k.split(".")[1]))
+    return last.rpartition(".")[0] + "."
+
+
+def _hasten_batch_norm(net: nn.Module) -> None:
+    """Let the running statistics adapt within tens of steps instead of hundreds.
+
+    torchvision's MobileNetV3 updates them by 1 % per step. After a short run from random weights, or from weights for
+    another input size, they would still be near their initial values, and in eval mode every image would get the same
+    output.
     """
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -63,9 +77,9 @@ def _hasten_batch_norm(net: nn.Module) -> None:
 
 
 def freeze(net: FeatureNetwork, blocks: int) -> None:
-    """Hold the first `blocks` feature blocks still (-1: all), weights and batch-norm statistics; the rest learns.
+    """Freeze the first `blocks` feature blocks (-1: all): weights and batch-norm statistics. The rest is trained.
 
-    To be called again after `net.train()`, which would set the statistics going.
+    Call it again after `net.train()`, which unfreezes the statistics.
     """
     blocks = len(net.features) if blocks < 0 else blocks  # type: ignore[arg-type]
     for place, block in enumerate(net.features):  # type: ignore[arg-type, var-annotated]

@@ -1,4 +1,8 @@
-"""Write the stages of a bundle (docs/bundle-format.md): weights in float16, hashes, recorded check logits."""
+"""Write the stages of a bundle (docs/bundle-format.md): weights in float16, hashes, recorded check logits.
+
+New weights get a new file name, and one rename of the manifest makes the change: a program that is killed at any moment
+leaves either the old bundle or the new one, never one whose hashes do not fit.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +19,43 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cxrbatch.bundles import FORMAT, Stage, as_written, manifest_digest
-from cxrbatch.engines.torch_engine import TorchEngine
-from cxrbatch.engines.verify import check_logits
 from cxrbatch.errors import Fatal
-from cxrbatch.nouns import PlaneSpec
+from cxrbatch.inference.bundle import FORMAT, ModelSpec, as_written, manifest_digest
+from cxrbatch.inference.engines.torch_engine import TorchEngine
+from cxrbatch.inference.engines.verify import check_logits
+from cxrbatch.types import ModelInputSpec
 
-__all__ = ["INTENDED_USE", "LICENCE", "StageDraft", "change_stage", "write_stage"]
+__all__ = ["INTENDED_USE", "LICENCE", "ModelDraft", "change_bundle", "change_stage", "shift_logits", "write_stage"]
 
 LICENCE = (
     "Weights: research use only. Their training images carry mixed and partly unstated licences; see CARD.md. "
     "Code: Apache-2.0."
 )
 INTENDED_USE = (
-    "Sorting frontal chest films for research, with a reader behind it. Not a diagnosis, not a medical device."
+    "Sorting frontal chest images for research, with a reader behind it. Not a diagnosis, not a medical device."
 )
 _ROLES = ("gate", "disease")
 
 
 @dataclass(frozen=True, slots=True)
-class StageDraft:
-    """A network about to become a stage. `state` has torchvision's key names, without a prefix."""
+class ModelDraft:
+    """A trained network that is to become a stage. `state` has torchvision's key names, without a prefix."""
 
     role: Literal["gate", "disease"]
     architecture: str
     channels: int
     classes: tuple[str, ...]
-    plane: PlaneSpec
+    model_input: ModelInputSpec
     mean: tuple[float, ...]  # of x / 255, one a channel
     std: tuple[float, ...]
     state: dict[str, Tensor]
     threshold: float = 0.5
     training: dict[str, Any] = field(default_factory=dict)
+    frontal_threshold: float = 0.5  # gate with two classes
+    other: tuple[Tensor, Tensor] | None = None  # disease: weight (d,) and bias (1,) of an output that is no class
 
 
-def write_stage(folder: Path, draft: StageDraft, *, name: str | None = None, version: str = "0.1.0") -> None:
+def write_stage(folder: Path, draft: ModelDraft, *, name: str | None = None, version: str = "0.1.0") -> None:
     """Add the stage to the bundle in `folder`, or replace the one of the same role; other stages stay.
 
     Temperature is 1 and there is no out-of-distribution score until `calibrate`.
@@ -68,17 +74,21 @@ def write_stage(folder: Path, draft: StageDraft, *, name: str | None = None, ver
         "architecture": draft.architecture,
         "channels": draft.channels,
         "classes": list(draft.classes),
-        "plane": asdict(draft.plane),
+        "model_input": asdict(draft.model_input),
         "mean": list(draft.mean),
         "std": list(draft.std),
-        "weights": f"{draft.role}.safetensors",
+        "weights": "",  # named by `_put`
         "temperature": 1.0,
         "threshold": draft.threshold,
         "chosen_on": "nothing yet: run `cxrbatch calibrate`",
         "training": draft.training,
         "metrics": {},
     }
+    if draft.role == "gate" and len(draft.classes) > 1:
+        part["frontal_threshold"] = draft.frontal_threshold
     tensors = {f"network.{key}": _on_disk(value) for key, value in draft.state.items()}
+    if draft.other is not None:
+        tensors |= {"other.weight": draft.other[0].cpu().contiguous(), "other.bias": draft.other[1].cpu().contiguous()}
     _put(folder, manifest, part, tensors)
 
 
@@ -108,6 +118,27 @@ def change_stage(
     _put(folder, manifest, part, tensors)
 
 
+def shift_logits(folder: Path, role: str, constants: NDArray[np.float64]) -> None:
+    """Add constants (classes,) to a stage's logits, in the last bias of its weights. Raises Fatal without the stage."""
+    manifest = _manifest(folder)
+    part = next((p for p in (manifest or {}).get("stages", ()) if p["role"] == role), None)
+    if manifest is None or part is None:
+        raise Fatal(f"The bundle {folder} has no {role} stage.")
+    tensors = load_file(folder / part["weights"])
+    biases = [k for k in tensors if k.startswith("network.classifier.") and k.endswith(".bias")]
+    last = max(biases, key=lambda k: int(k.split(".")[-2]))
+    tensors[last] = tensors[last] + torch.from_numpy(constants).to(tensors[last].dtype)
+    _put(folder, manifest, dict(part), tensors)
+
+
+def change_bundle(folder: Path, changes: dict[str, Any]) -> None:
+    """Change top-level keys of the manifest, such as `reference`. Raises Fatal when there is no bundle."""
+    manifest = _manifest(folder)
+    if manifest is None:
+        raise Fatal(f"The folder {folder} holds no bundle.")
+    _put_manifest(folder, manifest | changes)
+
+
 def _manifest(folder: Path) -> dict[str, Any] | None:
     file = folder / "manifest.json"
     if not file.is_file():
@@ -117,40 +148,54 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         sound = as_written(manifest)
     except (ValueError, KeyError, TypeError):
         raise Fatal(f"{file} is not a manifest; give another output folder.") from None
-    if not sound:  # a new digest over a flipped digit would make it look right
+    if not sound:  # writing a new digest would hide the damage
         raise Fatal(f"{file} is not what was written (its SHA-256 differs); give another output folder.")
     return manifest
 
 
 def _on_disk(value: Tensor) -> Tensor:
-    """Matrices in half precision; vectors (batch norm, biases) cost nothing and stay as they are."""
+    """Matrices in half precision; vectors (batch norm, biases) are small and keep their precision."""
     half = value.is_floating_point() and value.ndim > 1
     return value.detach().to("cpu", torch.float16 if half else value.dtype).contiguous()
 
 
 def _put(folder: Path, manifest: dict[str, Any], part: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    manifest["format"] = FORMAT
-    weights = folder / part["weights"]
-    new_weights, new_manifest = weights.with_suffix(".part"), folder / "manifest.json.part"
+    new_weights = folder / f"{part['role']}.part"
     save_file(tensors, new_weights)
     part["sha256"] = hashlib.sha256(new_weights.read_bytes()).hexdigest()
-    new_weights.chmod(0o644)  # safetensors writes files that only their owner can read
+    new_weights.chmod(0o644)  # safetensors creates files that only the owner can read
+    weights = folder / f"{part['role']}-{part['sha256'][:12]}.safetensors"
+    part["weights"] = weights.name
     os.replace(new_weights, weights)
     part["check_logits"] = check_logits(_stage(part, weights), TorchEngine("cpu")).round(4).tolist()
     others = [p for p in manifest["stages"] if p["role"] != part["role"]]
     manifest["stages"] = sorted([*others, part], key=lambda p: _ROLES.index(p["role"]))
+    _put_manifest(folder, manifest)
+
+
+def _put_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Make `manifest` the bundle's, with one rename; weights that it no longer names are deleted after it."""
+    for stage in manifest["stages"]:
+        if "plane" in stage:  # its name before format 4
+            stage["model_input"] = stage.pop("plane")
+    manifest["format"] = FORMAT
     manifest["sha256"] = manifest_digest(manifest)
+    new_manifest = folder / "manifest.json.part"
     new_manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     os.replace(new_manifest, folder / "manifest.json")
+    named = {stage["weights"] for stage in manifest["stages"]}
+    for file in folder.glob("*.safetensors"):
+        if file.name not in named and file.name.startswith(_ROLES):
+            file.unlink()
 
 
-def _stage(part: dict[str, Any], weights: Path) -> Stage:
-    return Stage(
+def _stage(part: dict[str, Any], weights: Path) -> ModelSpec:
+    return ModelSpec(
         role=part["role"],
         architecture=part["architecture"],
         channels=part["channels"],
         classes=tuple(part["classes"]),
-        plane=PlaneSpec(**part["plane"]),
+        model_input=ModelInputSpec(**(part["model_input"] if "model_input" in part else part["plane"])),
         mean=tuple(part["mean"]),
         std=tuple(part["std"]),
         weights=weights,

@@ -1,10 +1,10 @@
-"""Choose, on validation films alone, how sure a bundle may be and what it hands to a reader.
+"""Calibrate a bundle on validation images only: temperature, out-of-distribution score, review thresholds.
 
-Temperature: the one that makes validation likeliest (Guo et al. 2017), on the films as they are and on
-restyled copies of them, because other hospitals' films look otherwise and validation comes from the hospitals
-of the training. Out of distribution: distance of whitened features of length one to the nearest class
-(Lee et al. 2018).
-Review: the least confident and the least familiar, as many as the reader's budget allows.
+Temperature: maximum likelihood on validation (Guo et al. 2017), with the images as they are and restyled copies of
+them, because images of other hospitals look different and validation comes from the hospitals of the training.
+Out of distribution: the distance of whitened features of length one to the nearest class (Lee et al. 2018).
+Review: the least confident and the least familiar images, as many as the review budget allows. Images with quality
+flags are added to that.
 """
 
 from __future__ import annotations
@@ -12,150 +12,254 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.bundles import Bundle, Ood, Stage, load_bundle
-from cxrbatch.cascade import of_length_one, ood_scores
-from cxrbatch.engines import open_engine
-from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import Fatal
+from cxrbatch.imaging.normalize import fit_model_input
+from cxrbatch.inference.bundle import Bundle, ModelSpec, Ood, load_bundle
+from cxrbatch.inference.cascade import of_length_one, ood_scores, other_probability
+from cxrbatch.inference.decision import Thresholds
+from cxrbatch.inference.engines import open_engine
+from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.training import metrics
 from cxrbatch.training.augment import StyleAugmentation
-from cxrbatch.training.bundle_writer import change_stage
-from cxrbatch.training.datasets import Film, FilmFolder, find_folders, grouped_split, read_films, split_films
-from cxrbatch.training.scores import Scores, probabilities_of, score_films, targets_of
+from cxrbatch.training.bundle_writer import change_bundle, change_stage, shift_logits
+from cxrbatch.training.calibrate_gate import calibrate_gate
+from cxrbatch.training.class_bias import balanced_bias
+from cxrbatch.training.conformal import class_thresholds, operating_point, source_weights
+from cxrbatch.training.datasets import (
+    ImageFolder,
+    LabelledImage,
+    find_folders,
+    grouped_split,
+    label_names,
+    read_images,
+    split_images,
+)
+from cxrbatch.training.reference import reference_block
+from cxrbatch.training.scores import Scores, assess_each, probabilities_of, score_images, targets_of
+from cxrbatch.types import Decision, ModelInputSpec
 
-__all__ = ["best_temperature", "calibrate", "feature_statistics", "gate_threshold", "review_thresholds"]
+__all__ = ["COVERAGE", "abnormal_block", "calibrate", "feature_statistics", "review_thresholds", "rounded_down"]
 
-_MOST_FEATURES = 2500  # films whose features describe the training data: enough for a few hundred directions
+_MOST_FEATURES = 2500  # images whose features describe the training data: enough for a few hundred directions
 _DIRECTIONS = 256
-_FILMS_A_DIRECTION = 8  # fewer and a direction's variance is that of a handful of films
-_GATE_TOLERANCE = 0.005
+_IMAGES_A_DIRECTION = 8  # fewer and a direction's variance is that of a handful of images
+COVERAGE = 0.9  # of the label sets
+_SENSITIVITIES = (0.9, 0.95, 0.99)  # of `abnormal_probability`, at its operating points
 _RESTYLED_LOOK = 0.7  # twice the training's: other hospitals are further away than that
 
 
 def calibrate(
-    bundle: Path, data: Path, *, split: str = "val", review_share: float = 0.25, unfamiliar_share: float = 0.05
+    bundle: Path,
+    data: Path,
+    *,
+    split: str = "val",
+    review_share: float = 0.25,
+    unfamiliar_share: float = 0.05,
+    balance: bool = False,
 ) -> None:
     """Set temperature, thresholds and out-of-distribution score of the bundle's stages, in place.
 
-    `review_share` of the split's films is what may be sent to review in all, `unfamiliar_share` of them for
-    their features alone. The training split in `data`, where there is one, describes what is familiar;
-    otherwise the validation films do. Where `data` has no such split, it is the part of train/ that training held
-    out. Raises Fatal when a class has no film in the split, and for the test split.
+    `review_share` is the share of the split's images that may be sent to review, `unfamiliar_share` of all images for
+    their features alone. The training split in `data`, if there is one, defines what is familiar; otherwise the
+    validation images do. If `data` has no such split, the part of train/ that training held out is used. `balance`
+    first adds a constant to each class's logit, so that every folder of `data` counts alike (class_bias.py).
+    Raises Fatal if a class has no image in the split, and for the test split.
     """
     if split == "test":
-        raise Fatal("Test films choose nothing: calibrate on val, or on a split of your own.")
+        raise Fatal("Test images choose nothing: calibrate on val, or on a split of your own.")
     loaded = load_bundle(bundle)
     engine = open_engine("auto", "auto", loaded)
-    folders = find_folders(data)
-    films = [f for folder in folders for f in split_films(folder.films, split)] or _held_out(folders, loaded)
-    scores = score_films(loaded, films, engine)
-    y = targets_of(scores.films, loaded.disease.classes)
+    folders = find_folders(data, _own_folders(loaded.disease))
+    images = _chosen_images(folders, loaded, split)
+    scores = score_images(loaded, images, engine)
+    y = targets_of(scores.images, loaded.disease.classes)
     missing = [name for c, name in enumerate(loaded.disease.classes) if not (y == c).any()]
     if missing:
-        raise Fatal(f"{data} has no readable {split} film of {', '.join(missing)}: there is nothing to calibrate on.")
+        raise Fatal(f"{data} has no readable {split} image of {', '.join(missing)}: there is nothing to calibrate on.")
+    if balance:
+        constants = balanced_bias(
+            scores.logits,
+            _right_answers(scores, loaded),
+            [f.task for f in scores.images],
+            [f.label for f in scores.images],
+        )
+        shift_logits(bundle, "disease", constants)
+        before = loaded.disease.manifest.get("class_bias", {})
+        added = zip(loaded.disease.classes, constants.tolist(), strict=True)
+        change_stage(bundle, "disease", {"class_bias": {name: before.get(name, 0.0) + value for name, value in added}})
+        loaded = load_bundle(bundle)
+        scores = score_images(loaded, images, engine)
     known = scores.chosen(y >= 0)
-    train = _training_films(folders, loaded)
+    train = _training_images(folders, loaded)
     _calibrate_disease(loaded, engine, known, y[y >= 0], train, split, review_share, unfamiliar_share)
-    if loaded.gate is not None and scores.gate is not None:
-        _calibrate_gate(loaded, scores, split)
+    if loaded.gate is not None:
+        others = find_folders(data, _own_folders(loaded.gate))
+        if [f.path for f in others] != [f.path for f in folders]:
+            scores = score_images(loaded, [f for one in others for f in split_images(one.images, split)], engine)
+        calibrate_gate(loaded, scores, split)
+    _write_reference(bundle, known.images, engine, split)
 
 
-def _held_out(folders: Sequence[FilmFolder], bundle: Bundle) -> list[Film]:
-    """The same random part of the training films that `train` kept for validation; empty if it kept none."""
+def _own_folders(stage: ModelSpec) -> tuple[str, ...]:
+    """The folders of a larger collection that the stage was trained on, as the manifest names them; else all."""
+    return tuple(stage.manifest.get("training", {}).get("data", ()))
+
+
+def _chosen_images(folders: Sequence[ImageFolder], bundle: Bundle, split: str) -> list[LabelledImage]:
+    """The images of the split, and those of train/ that `train` kept for validation."""
+    return [f for folder in folders for f in split_images(folder.images, split)] + _held_out(folders, bundle)
+
+
+def _write_reference(bundle: Path, images: Sequence[LabelledImage], engine: InferenceEngine, split: str) -> None:
+    """What the finished cascade says of the validation images, for drift: `reference` of the manifest."""
+    found = score_images(load_bundle(bundle), images, engine)
+    block = reference_block(
+        [a.label for a in found.assessments],
+        [str(a.decision) for a in found.assessments],
+        [a.confidence for a in found.assessments],
+        [None] * len(found.images) if found.ood is None else found.ood.tolist(),
+        [None] * len(found.images) if found.gate is None else found.gate.tolist(),
+        found.grey_mean.tolist(),
+        set_name=split,
+    )
+    change_bundle(bundle, {"reference": block})
+
+
+def _held_out(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:
+    """The same random part of the training images that `train` held out for validation; empty if it held out none."""
     held = bundle.disease.manifest.get("training", {}).get("held_out")
     if not held:
         return []
-    films = [f for folder in folders for f in split_films(folder.films, "train")]
-    known = targets_of(films, bundle.disease.classes) >= 0
-    return grouped_split([f for f, k in zip(films, known, strict=True) if k], held["share"], held["seed"])[1]
+    images = [f for folder in folders for f in split_images(folder.images, "train")]
+    known = targets_of(images, bundle.disease.classes) >= 0
+    return grouped_split([f for f, k in zip(images, known, strict=True) if k], held["share"], held["seed"])[1]
 
 
-def _training_films(folders: Sequence[FilmFolder], bundle: Bundle) -> list[Film]:
-    """Training films of the bundle's classes, evenly thinned to a few thousand."""
-    films = [f for folder in folders for f in split_films(folder.films, "train")]
-    known = targets_of(films, bundle.disease.classes) >= 0
-    films = [f for f, k in zip(films, known, strict=True) if k]
-    return films[:: max(1, -(-len(films) // _MOST_FEATURES))]
+def _training_images(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:
+    """Training images of the bundle's classes, evenly thinned to a few thousand."""
+    images = [f for folder in folders for f in split_images(folder.images, "train")]
+    known = targets_of(images, bundle.disease.classes) >= 0
+    images = [f for f, k in zip(images, known, strict=True) if k]
+    return images[:: max(1, -(-len(images) // _MOST_FEATURES))]
 
 
 def _calibrate_disease(
     bundle: Bundle,
-    engine: Engine,
+    engine: InferenceEngine,
     scores: Scores,
     y: NDArray[np.int64],
-    train: Sequence[Film],
+    train: Sequence[LabelledImage],
     split: str,
     review_share: float,
     unfamiliar_share: float,
 ) -> None:
     stage = bundle.disease
-    restyled_logits, restyled_y = _restyled(stage, engine, scores.films)
-    temperature = best_temperature(np.concatenate([scores.logits, restyled_logits]), np.concatenate([y, restyled_y]))
+    restyled_logits, restyled_y = _restyled(stage, engine, scores.images)
+    both_logits, both_y = np.concatenate([scores.logits, restyled_logits]), np.concatenate([y, restyled_y])
+    temperature = metrics.best_temperature(both_logits, both_y)
     if train:
-        known = score_films(replace(bundle, stages=(stage,)), train, engine)  # the gate is not needed
-        features, labels = known.features, targets_of(known.films, stage.classes)
+        known = score_images(replace(bundle, stages=(stage,)), train, engine)  # the gate is not needed
+        features, labels = known.features, targets_of(known.images, stage.classes)
     else:
         features, labels = scores.features, y
     whitening, means = feature_statistics(features, labels, len(stage.classes))
     distance = _distances(scores.features, whitening, means)
-    confidence = probabilities_of(scores.logits, temperature).max(1)
-    threshold, far = review_thresholds(confidence, distance, review_share, unfamiliar_share)
     p = probabilities_of(scores.logits, temperature)
+    other = (
+        other_probability(scores.logits, scores.features, replace(stage, temperature=temperature))
+        if stage.other
+        else None
+    )
+    threshold, far = review_thresholds(_sureness(stage, p, other), distance, review_share, unfamiliar_share)
+    sources = [f.source for f in scores.images]
+    both_sources = [*sources, *(f"{s} restyled" for s in sources)]
+    weights = source_weights(both_y, both_sources)
+    sets = class_thresholds(probabilities_of(both_logits, temperature), both_y, weights, COVERAGE)
+    alone = Thresholds(stage.classes, threshold, gate=None)  # the gate's own thresholds are chosen later
+    found = assess_each(alone, None, p, distance / far, scores.quality_flags, other=other)
     change_stage(
         bundle.path,
         "disease",
         {
             "temperature": round(temperature, 4),
             "threshold": round(threshold, 4),
-            "chosen_on": f"{split}: {len(y)} films as they are, and as many restyled copies for the temperature",
+            "chosen_on": f"{split}: {len(y)} images as they are, and as many restyled copies for the temperature",
             "calibration": {
                 "ece_before": metrics.calibration_error(y, scores.probabilities),
                 "ece_after": metrics.calibration_error(y, p),
                 "accuracy": float((p.argmax(1) == y).mean()),
                 "balanced_accuracy": metrics.balanced_accuracy(y, p.argmax(1)),
                 "accuracy_restyled": float((restyled_logits.argmax(1) == restyled_y).mean()),
-                "sent_to_review": float(((confidence < threshold) | (distance > far)).mean()),
-                "familiar_films": len(labels),
+                "sent_to_review": float(np.mean([a.decision is Decision.NEEDS_REVIEW for a in found])),
+                "familiar_images": len(labels),
             },
+            "label_set": {
+                "coverage": COVERAGE,
+                "thresholds": {name: rounded_down(t) for name, t in zip(stage.classes, sets, strict=True)},
+                "chosen_on": f"{split}: every source of a class alike, as it is and restyled",
+            },
+            **abnormal_block(stage.classes, p, y, sources, other),
         },
         (whitening, means, far),
     )
 
 
+def _right_answers(scores: Scores, bundle: Bundle) -> NDArray[np.bool_]:
+    """(n, classes) which answers are right: the image's class, or those of its partial label."""
+    classes = bundle.disease.classes
+    right: NDArray[np.bool_] = targets_of(scores.images, classes)[:, None] == np.arange(len(classes))
+    for partial in bundle.disease.manifest.get("training", {}).get("partial", ()):
+        allowed = np.array([name in partial["classes"] for name in classes])
+        for row, image in enumerate(scores.images):
+            if any(label_names(image.task, image.label, spelling) for spelling in partial["labels"]):
+                right[row] = allowed
+    return right
+
+
+def rounded_down(threshold: float) -> float:
+    return float(np.floor(threshold * 1e4) / 1e4)
+
+
+def abnormal_block(
+    classes: Sequence[str],
+    p: NDArray[np.float64],
+    y: NDArray[np.int64],
+    sources: list[str],
+    other: NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
+    """Operating points of `abnormal_probability`; nothing where no class is NORMAL."""
+    normal = next((c for c, name in enumerate(classes) if name.upper() == "NORMAL"), None)
+    if normal is None:
+        return {}
+    weights = source_weights(y, sources)
+    abnormal = 1 - p[:, normal] if other is None else 1 - p[:, normal] * (1 - other)
+    points = []
+    for sensitivity in _SENSITIVITIES:
+        threshold, specificity = operating_point(abnormal, y != normal, weights, sensitivity)
+        points.append(
+            {"sensitivity": sensitivity, "specificity": round(specificity, 4), "threshold": rounded_down(threshold)}
+        )
+    return {"abnormal": {"operating_points": points, "chosen_on": "validation, every source of a class alike"}}
+
+
 def _restyled(
-    stage: Stage, engine: Engine, films: Sequence[Film], seed: int = 11
+    stage: ModelSpec, engine: InferenceEngine, images: Sequence[LabelledImage], seed: int = 11
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits (n, k) and classes (n,) of the films in other looks, drawn with a fixed seed."""
+    """Logits (n, k) and classes (n,) of the images in other looks, drawn with a fixed seed."""
     rng = np.random.default_rng(seed)
-    read, pictures, _ = read_films(films, round(stage.plane.size * 1.15))
-    change = StyleAugmentation(stage.plane.size, look=_RESTYLED_LOOK)
-    planes = [change(p, pictures[int(rng.integers(len(pictures)))], rng) for p in pictures]
+    read, arrays, _ = read_images(images, round(stage.model_input.size * 1.15))
+    if stage.model_input.fit == "stretch":
+        arrays = [fit_model_input(p, ModelInputSpec(max(p.shape), "stretch")) for p in arrays]
+    change = StyleAugmentation(stage.model_input.size, look=_RESTYLED_LOOK)
+    model_inputs = [change(p, arrays[int(rng.integers(len(arrays)))], rng) for p in arrays]
     run = engine.load(stage)
-    logits = [run(np.stack(planes[i : i + 32]))[0] for i in range(0, len(planes), 32)]
+    logits = [run(np.stack(model_inputs[i : i + 32]))[0] for i in range(0, len(model_inputs), 32)]
     return np.concatenate(logits).astype(np.float64), targets_of(read, stage.classes)
-
-
-def best_temperature(logits: NDArray[np.float64], y: NDArray[np.int64]) -> float:
-    """The temperature of least negative log-likelihood, by golden-section search on its logarithm.
-
-    logits (n, k), y (n,); the answer is between 1/20 and 20.
-    """
-
-    def loss(log_t: float) -> float:
-        z = logits / np.exp(log_t)
-        z = z - z.max(1, keepdims=True)
-        return float((np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]).mean())
-
-    low, high = -np.log(20), np.log(20)
-    ratio = (5**0.5 - 1) / 2
-    while high - low > 1e-5:
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return float(np.exp((low + high) / 2))
 
 
 def feature_statistics(
@@ -164,13 +268,13 @@ def feature_statistics(
     """Whitening (k, d) of the covariance within classes, and the whitened class means (classes, k).
 
     Of features (n, d) scaled to length one, as `cascade.ood_scores` scales them. Only the
-    `directions` of largest variance are kept; the rest is noise with so few films.
+    `directions` of largest variance are kept; the rest is noise with so few images.
     """
     x = of_length_one(features.astype(np.float64))
     means = np.stack([x[y == c].mean(0) for c in range(classes)])
     centred = x - means[y]
     values, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(x) - classes))
-    k = min(directions, max(1, (len(x) - classes) // _FILMS_A_DIRECTION), x.shape[1])
+    k = min(directions, max(1, (len(x) - classes) // _IMAGES_A_DIRECTION), x.shape[1])
     top = slice(len(values) - k, None)
     whitening = vectors[:, top].T / np.sqrt(values[top] + 1e-3 * values[-1])[:, None]
     return whitening.astype(np.float32), (means @ whitening.T).astype(np.float32)
@@ -182,50 +286,24 @@ def _distances(
     return ood_scores(features, Ood(whitening, means, 1.0))
 
 
+def _sureness(stage: ModelSpec, p: NDArray[np.float64], other: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """(n,) what the threshold of confidence is compared with (decision.py)."""
+    sureness: NDArray[np.float64] = p.max(1)
+    normal = next((c for c, name in enumerate(stage.classes) if name.upper() == "NORMAL"), None)
+    if other is not None and normal is not None:
+        sureness = np.where(p.argmax(1) == normal, sureness * (1 - other), sureness)
+    return sureness
+
+
 def review_thresholds(
     confidence: NDArray[np.float64], distance: NDArray[np.float64], review_share: float, unfamiliar_share: float
 ) -> tuple[float, float]:
-    """(confidence below which, distance above which) films go to review, together `review_share` of them."""
+    """(confidence below which, distance above which) images go to review, together `review_share` of them.
+
+    What goes to review for its quality flags comes on top: a set full of flagged images must not leave the models
+    without a threshold.
+    """
     far = float(np.quantile(distance, 1 - unfamiliar_share))
     spare = int(review_share * len(confidence)) - int((distance > far).sum())
     near = np.sort(confidence[distance <= far])
     return float(near[min(max(spare, 0), len(near) - 1)]), far
-
-
-def _calibrate_gate(bundle: Bundle, scores: Scores, split: str) -> None:
-    gate = bundle.gate
-    assert gate is not None and scores.gate is not None
-    chest = np.array([f.label != "NOT_CHEST" for f in scores.films])
-    if chest.all() or not chest.any():
-        return  # without both kinds there is nothing to choose from
-    logit = np.log(np.clip(scores.gate, 1e-12, 1)) - np.log(np.clip(1 - scores.gate, 1e-12, 1))
-    logit = logit * gate.temperature
-    two = np.stack([np.zeros_like(logit), logit], 1)
-    temperature = best_temperature(two, chest.astype(np.int64))
-    threshold, unsure = gate_threshold(1 / (1 + np.exp(-logit / temperature)), chest)
-    change_stage(
-        bundle.path,
-        "gate",
-        {
-            "temperature": round(temperature, 4),
-            "threshold": round(threshold, 4),
-            "review_from": round(unsure, 4),
-            "chosen_on": f"{split}: {int(chest.sum())} chest films and {int((~chest).sum())} others",
-        },
-    )
-
-
-def gate_threshold(probability: NDArray[np.float64], chest: NDArray[np.bool_]) -> tuple[float, float]:
-    """(threshold, review_from): the threshold nearest to 0.5 that errs little more than the best one does.
-
-    Each kind is weighed alike; half a percent is what a few hundred films can't tell apart. From `review_from` to
-    the threshold a film is rejected but shown to a reader: down to the least probable chest films of validation,
-    kept between a fifth and a half of the threshold.
-    """
-    cuts = np.unique(np.concatenate([[0.0], probability, [1.0]]))
-    middles = np.append((cuts[:-1] + cuts[1:]) / 2, 0.5)
-    error = np.array([(probability[chest] < m).mean() + (probability[~chest] >= m).mean() for m in middles])
-    good = middles[error <= error.min() + _GATE_TOLERANCE]
-    threshold = float(np.clip(good[np.abs(good - 0.5).argmin()], 0.02, 0.98))
-    lowest = float(np.quantile(probability[chest], 0.001))
-    return threshold, float(np.clip(lowest, threshold / 5, threshold / 2))

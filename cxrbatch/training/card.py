@@ -1,6 +1,6 @@
-"""CARD.md of a bundle, written from what was measured: the manifest, an evaluation, and the shortcut checks.
+"""Write the CARD.md of a bundle from measurements: the manifest, an evaluation, and the shortcut checks.
 
-No figure is typed by hand. The honest one, other hospitals' films, comes first.
+No figure is typed by hand. The most important set, images of other hospitals, comes first.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ __all__ = ["Target", "card_text", "write_card"]
 #: (what, set, path to the figure, aim, whether higher is better)
 Target = tuple[str, str, tuple[str, ...], float, bool]
 
-_SEVERAL = 5  # films: a source of fewer says nothing by itself
+_SEVERAL = 5  # images: the recall of a smaller source means nothing
 _SETS = {
     "external": "other hospitals, other cameras: the number that matters",
-    "cascade": "held-out films of the hospitals it was trained on",
-    "alveoli_test": "the published test split of the four-class system (746 of its 771 films)",
-    "covid3": "the published test set of the three-class system (66 films, 6 of them also in its training set)",
-    "covid3-leak-free": "the same without the test films whose bytes are also in the training set",
-    "gate": "pictures that are no chest films",
-    "other_abnormal": "abnormal films whose disease is none of the classes",
+    "cascade": "held-out images of the hospitals it was trained on",
+    "rsna": "radiologist-confirmed pneumonia and normals of adults, in both views",
+    "siim": "adults suspected of COVID-19: three answers from the same hospitals",
+    "alveoli_test": "the published test split of the four-class system (746 of its 771 images)",
+    "covid3": "the published test set of the three-class system (66 images, 6 of them also in its training set)",
+    "covid3-leak-free": "the same without the test images whose bytes are also in the training set",
+    "gate": "images that are no chest images",
+    "lateral": "lateral chest images, which the disease model must not score",
+    "other_abnormal": "abnormal images whose disease is none of the classes",
     "weak_opacity": "infiltration or consolidation by report, without the word pneumonia",
 }
 
@@ -44,7 +47,7 @@ def write_card(
 ) -> None:
     """Write `bundle`/CARD.md. `evaluation` is `evaluate`'s result; `sources` are keys of sources.toml.
 
-    `checks`, `limits` are sentences; `compared` a table (first row: its head) of published, literal, shipped.
+    `checks` and `limits` are sentences; `compared` is a table (first row: header) of published, literal and shipped.
     """
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     text = card_text(manifest, evaluation, sources, targets, checks, limits, compared)
@@ -80,7 +83,7 @@ def card_text(
         parts += ["## Published, literal recipe, shipped", _table(compared)]
     parts += ["## How it was made", *(_stage(stage) for stage in manifest["stages"])]
     if checks:
-        parts += ["## Does it look at lungs, or at where a film comes from?", _list(checks)]
+        parts += ["## Does it look at lungs, or at where an image comes from?", _list(checks)]
     if limits:
         parts += ["## How it fails, and what it was not tested on", _list(limits)]
     if sources:
@@ -89,7 +92,7 @@ def card_text(
 
 
 def _set(name: str, found: dict[str, Any]) -> str:
-    parts = [f"### {name}: {_SETS[name]} ({found['films']} films)"]
+    parts = [f"### {name}: {_SETS[name]} ({found['images']} images)"]
     if "disease" in found:
         d, e = found["disease"], found["end_to_end"]
         i = d["intervals"]
@@ -112,31 +115,48 @@ def _set(name: str, found: dict[str, Any]) -> str:
             ),
         ]
         parts.append(_table([("figure", "value"), *rows]))
-        parts.append(_table([("class", "films", "precision", "recall", "F1"), *_classes(d)]))
-        if hospitals := [r for r in found["sources"] if r["films"] >= _SEVERAL]:
-            told = [(r["label"], r["source"], str(r["films"]), percent(r["recall"], r["interval"])) for r in hospitals]
-            parts.append(_table([("class", "source", "films", "recall"), *told]))
+        parts.append(_table([("class", "images", "precision", "recall", "F1"), *_classes(d)]))
+        if hospitals := [r for r in found["sources"] if r["images"] >= _SEVERAL]:
+            recalls = [
+                (r["label"], r["source"], str(r["images"]), percent(r["recall"], r["interval"])) for r in hospitals
+            ]
+            parts.append(_table([("class", "source", "images", "recall"), *recalls]))
+    if sets := found.get("label_sets"):
+        i, by_class = sets["intervals"], ", ".join(f"{k} {percent(v)}" for k, v in sets["coverage_by_class"].items())
+        parts.append(
+            f"Label sets: the right class is named in {percent(sets['coverage'], i['coverage'])} ({by_class}); "
+            f"{sets['mean_size']:.2f} classes are named on average."
+        )
     gate = found.get("gate")
-    if gate and name in ("gate", "cascade", "external"):
+    if gate and name in ("gate", "lateral", "cascade", "external"):
         i = gate["intervals"]
-        said = [f"chest films passed {percent(gate['chest_passed'], i['chest_passed'])}"]
-        rejected = gate["not_chest_rejected"]  # of no such picture: not a number, or null from evaluation.json
-        if rejected is not None and rejected == rejected:
-            said.append(f"others rejected {percent(rejected, i['not_chest_rejected'])}")
+        shares = {
+            "chest images passed": "chest_passed",
+            "others rejected": "not_chest_rejected",
+            "lateral images not passed as frontal": "lateral_not_passed",
+        }
+        # Of no such image: not a number, or null from evaluation.json.
+        said = [
+            f"{what} {percent(gate[key], i[key])}"
+            for what, key in shares.items()
+            if gate.get(key) is not None and gate[key] == gate[key]
+        ]
         parts.append("Gate: " + ", ".join(said) + ".")
         if name == "gate":
             right = (
-                f"{s['label']} {s['source']} {round(s['right'] * s['films'])}/{s['films']}" for s in gate["sources"]
+                f"{s['label']} {s['source']} {round(s['right'] * s['images'])}/{s['images']}" for s in gate["sources"]
             )
             parts.append(f"Right by source: {', '.join(right)}.")
     for label, called in found["called"].items():
-        if name == "gate":
+        if name in ("gate", "lateral"):
             continue
-        said_ = ", ".join(f"{k} {n}" for k, n in called["called"].items() if n)
+        auc = called.get("abnormal_auc")
+        auc_text = "" if auc is None or auc != auc else f" Images of an abnormal class against these, AUC {auc:.3f}."
+        called_text = ", ".join(f"{k} {n}" for k, n in called["called"].items() if n)
         parts.append(
-            f"{label} is called: {said_}. Sent to review "
+            f"{label} is called: {called_text}. Sent to review "
             f"{percent(called['sent_to_review'], called['intervals']['sent_to_review'])}; review or not called NORMAL "
-            f"{percent(called['review_or_not_normal'], called['intervals']['review_or_not_normal'])}."
+            f"{percent(called['review_or_not_normal'], called['intervals']['review_or_not_normal'])}.{auc_text}"
         )
     return "\n\n".join(parts)
 
@@ -165,9 +185,13 @@ def _aims(sets: dict[str, Any], targets: Sequence[Target]) -> Iterable[tuple[str
 
 
 def _stage(stage: dict[str, Any]) -> str:
-    plane, training = stage["plane"], stage.get("training", {})
+    model_input, training = (
+        (stage["model_input"] if "model_input" in stage else stage["plane"]),
+        stage.get("training", {}),
+    )
     lines = [
-        f"**{stage['role']}**: {stage['architecture']}, {plane['size']} x {plane['size']} ({plane['fit']}), "
+        f"**{stage['role']}**: {stage['architecture']}, "
+        f"{model_input['size']} x {model_input['size']} ({model_input['fit']}), "
         f"{stage['channels']} channel(s), classes {', '.join(stage['classes'])}.",
         f"Recipe {training.get('recipe', 'unknown')} (SHA-256 {training.get('recipe_sha256', '')[:12]}), data SHA-256 "
         f"{training.get('data_sha256', '')[:12]}. {training.get('note', '')}".strip(),

@@ -1,4 +1,4 @@
-"""Where a run stands after an epoch, in one safetensors file: replaced whole, so a kill leaves the last or the next."""
+"""The state of a run after an epoch, in one safetensors file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Progress:
     step: int = 0  # steps done
     best_loss: float = float("inf")
     best_epoch: int = -1
-    rate_share: float = 1.0  # plateau: what is left of the rate
+    rate_share: float = 1.0  # plateau: current factor of the learning rate
     waited: int = 0  # plateau: epochs without a better validation loss
     plateau_loss: float = float("inf")
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
 
     def same_run(self, other: Progress) -> bool:
-        """Whether going on from one leads to what the other would come to."""
+        """Whether both belong to the same run, so that training can continue from either."""
         mine, its = ((p.recipe_sha256, p.data_sha256, p.phases) for p in (self, other))
         return mine == its
 
@@ -43,7 +43,7 @@ class Progress:
 def save_checkpoint(
     file: Path, progress: Progress, networks: dict[str, nn.Module], optimiser: torch.optim.Optimizer
 ) -> None:
-    """Networks by name, the optimiser's moments, and `progress` as JSON in the file's metadata."""
+    """Save the networks by name, the optimiser's moments, and `progress` as JSON in the file's metadata."""
     tensors: dict[str, Tensor] = {}
     for name, net in networks.items():
         tensors |= {f"{name}.{key}": value.contiguous() for key, value in net.state_dict().items()}
@@ -59,7 +59,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(file: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """What `save_checkpoint` wrote. Raises Fatal when it can't be read."""
+    """Read what `save_checkpoint` wrote. Raises Fatal if it cannot be read."""
     try:
         with safe_open(file, framework="pt") as tensors:
             progress = Progress(**json.loads(tensors.metadata()["progress"]))
@@ -73,7 +73,7 @@ def load_checkpoint(file: Path) -> tuple[Progress, dict[str, Tensor]]:
 def restore(
     tensors: dict[str, Tensor], networks: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None
 ) -> None:
-    """Put a checkpoint's tensors back; with `optimiser` None its moments are left alone (a new phase begins)."""
+    """Restore a checkpoint's tensors; with `optimiser` None, not its moments (a new phase begins)."""
     for name, net in networks.items():
         prefix = f"{name}."
         net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

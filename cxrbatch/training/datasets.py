@@ -1,15 +1,16 @@
-"""Labelled films in folders: DIR/<class>/..., or DIR/{train,val,test}/<class>/..., or several such folders.
+"""Labelled images in folders: DIR/<class>/..., or DIR/{train,val,test}/<class>/..., or several such folders.
 
-An optional DIR/manifest.csv (path, source, group) tells where each film comes from and whose it is; without
-it every film is a source-less patient of its own. Every picture is read by the project's own decoder, so that
-training sees the very pixels that inference sees.
+A folder with a labels.csv instead has its labels there.
+An optional DIR/manifest.csv (path, source, group) gives the source and the patient of each image; without it, every
+image is a patient of its own without a source. Every image is read by the project's own decoder, so that training sees
+the same pixels as inference.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,54 +18,57 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.decode import Identifiers, Limits, decode_bytes, read_grey
 from cxrbatch.errors import Fatal, Rejected
-from cxrbatch.normalize import fit_plane
-from cxrbatch.nouns import PlaneSpec
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes, read_grey
+from cxrbatch.imaging.normalize import fit_model_input
+from cxrbatch.types import DecodedImage, ModelInputSpec
 
 __all__ = [
     "SPLITS",
-    "Film",
-    "FilmFolder",
+    "ImageFolder",
+    "LabelledImage",
     "balanced_weights",
     "data_digest",
     "find_folders",
     "grouped_split",
     "label_matches",
-    "leaked_films",
-    "read_film",
-    "read_planes",
+    "label_names",
+    "leaked_images",
+    "listed_paths",
+    "read_decoded",
+    "read_image",
     "shrink",
-    "split_films",
+    "split_images",
 ]
 
 SPLITS = ("train", "val", "test")
-#: What counts as a picture. Those that the decoder has no reader for (.bmp to .webp) are then listed as unreadable,
-#: not passed over in silence; README.txt and Thumbs.db beside the films are no pictures.
+#: The suffixes of images. Formats that the decoder does not read (.bmp to .webp) are included, so that such files are
+#: listed as unreadable instead of ignored silently; README.txt and Thumbs.db are not images.
 _SUFFIXES = frozenset(
     {"", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".bmp", ".gif", ".pgm", ".ppm", ".webp"}
 )
-#: Spellings met in published sets.
+#: Spellings found in published data sets.
 _SPELLINGS = {"turberculosis": "tuberculosis", "covid": "covid19"}
 
 
 @dataclass(frozen=True, slots=True)
-class Film:
+class LabelledImage:
     """One labelled file. `label` is its folder's name, as spelled there."""
 
     path: Path
     label: str
     split: str  # one of SPLITS; "train" where the layout has no splits
     source: str = ""
-    group: str = ""  # the patient where known, else the path: films of one group never part
+    group: str = ""  # the patient if known, else the path: images of one group are never split
+    task: str = ""  # name of the labelled folder
 
 
 @dataclass(frozen=True, slots=True)
-class FilmFolder:
+class ImageFolder:
     """A folder in one of the layouts above."""
 
     path: Path
-    films: tuple[Film, ...]
+    images: tuple[LabelledImage, ...]
 
     @property
     def name(self) -> str:
@@ -72,8 +76,14 @@ class FilmFolder:
 
 
 def label_matches(label: str, wanted: str) -> bool:
-    """Whether a folder's name means this class: case, spaces, dashes and known misspellings aside."""
+    """Whether a folder's name means this class, ignoring case, spaces, dashes and known misspellings."""
     return _plain(label) == _plain(wanted)
+
+
+def label_names(task: str, label: str, spelling: str) -> bool:
+    """Whether a recipe's "label" or "task/label" is this folder, or one of the findings of a labels.csv."""
+    where, _, name = spelling.rpartition("/")
+    return where in ("", task) and any(label_matches(finding, name) for finding in label.split("|"))
 
 
 def _plain(label: str) -> str:
@@ -81,46 +91,89 @@ def _plain(label: str) -> str:
     return _SPELLINGS.get(plain, plain)
 
 
-def find_folders(data: Path, only: Sequence[str] = ()) -> list[FilmFolder]:
-    """The labelled folders in `data`: itself, or its subfolders (`only` those, where any of them exists).
+def find_folders(data: Path, only: Sequence[str] = ()) -> list[ImageFolder]:
+    """The labelled folders in `data`: `data` itself, or its subfolders (only those in `only`, if any of them exists).
 
-    Raises Fatal when nothing in it looks like labelled pictures.
+    Raises Fatal if `data` has no labelled images.
     """
     if not data.is_dir():
         raise Fatal(f"The data folder {data} does not exist.")
     facts = _manifest(data)
     inside = [data / name for name in only if (data / name).is_dir()]
-    if not inside and (_has_splits(data) or _pictures(data)):
+    if not inside and (_has_splits(data) or _holds_classes(data)):
         inside = [data]
-    folders = [FilmFolder(path, tuple(_films(path, data, facts))) for path in inside or sorted(_subfolders(data))]
-    found = [folder for folder in folders if folder.films]
+    folders = [ImageFolder(path, tuple(_images(path, data, facts))) for path in inside or sorted(_subfolders(data))]
+    found = [folder for folder in folders if folder.images]
     if not found:
-        raise Fatal(f"{data} holds no labelled pictures; expected {data}/train/<class>/<picture> or the like.")
+        raise Fatal(f"{data} holds no labelled images; expected {data}/train/<class>/<image> or the like.")
     return found
 
 
 def _has_splits(path: Path) -> bool:
-    return any((path / split).is_dir() for split in SPLITS)
+    return _has_table(path) or any((path / split).is_dir() for split in SPLITS)
 
 
 def _subfolders(path: Path) -> list[Path]:
     return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
-def _pictures(path: Path) -> bool:
-    """Whether the subfolders are classes, that is: hold files themselves."""
-    return any(f.is_file() for folder in _subfolders(path) for f in folder.iterdir())
+def _holds_classes(path: Path) -> bool:
+    """Whether the subfolders are classes, that is: hold images themselves. A table beside them is none."""
+    return any(f.is_file() and _may_be_image(f) for folder in _subfolders(path) for f in folder.iterdir())
 
 
-def _films(path: Path, data: Path, facts: dict[str, tuple[str, str]]) -> Iterable[Film]:
+def _may_be_image(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+
+
+def _images(path: Path, data: Path, facts: dict[str, tuple[str, str]]) -> Iterable[LabelledImage]:
+    if _has_table(path):
+        yield from _listed(path / "labels.csv")
+        return
     splits = [s for s in SPLITS if (path / s).is_dir()]
     for split, root in [(s, path / s) for s in splits] or [("train", path)]:
         for folder in sorted(_subfolders(root)):
             for file in sorted(folder.rglob("*")):
-                if file.is_file() and file.suffix.lower() in _SUFFIXES and not file.name.startswith("."):
+                if file.is_file() and _may_be_image(file):
                     place = file.relative_to(data).as_posix()
                     source, group = facts.get(place, ("", ""))
-                    yield Film(file, folder.name, split, source, group or place)
+                    yield LabelledImage(file, folder.name, split, source, group or place, path.name)
+
+
+def _has_table(path: Path) -> bool:
+    """Whether a folder's labels are in its labels.csv; one without these two columns is somebody's own table."""
+    try:
+        with (path / "labels.csv").open(newline="", encoding="utf-8") as lines:
+            return {"path", "finding_labels"} <= set(next(csv.reader(lines), ()))
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _listed(file: Path) -> Iterable[LabelledImage]:
+    """The images of a labels.csv: `path` (relative to it), `finding_labels` separated by |, and perhaps `group`.
+
+    They are all of train.
+    """
+    for row in _rows(file, "path", "finding_labels"):
+        image, task = file.parent / row["path"], file.parent.name
+        group = row.get("group") or f"{task}/{row['path']}"
+        yield LabelledImage(image, row["finding_labels"], "train", task, group, task)
+
+
+def listed_paths(file: Path) -> frozenset[str]:
+    """The column `path` of a CSV file. Raises Fatal if it has none or cannot be read."""
+    return frozenset(row["path"] for row in _rows(file, "path"))
+
+
+def _rows(file: Path, *columns: str) -> list[dict[str, str]]:
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = csv.DictReader(lines)
+            if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
+                raise Fatal(f"{file} has no column '{missing[0]}'.")
+            return list(rows)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fatal(f"{file} cannot be read ({getattr(error, 'strerror', 'it is not UTF-8')}).") from None
 
 
 def _manifest(data: Path) -> dict[str, tuple[str, str]]:
@@ -130,26 +183,25 @@ def _manifest(data: Path) -> dict[str, tuple[str, str]]:
         if not file.is_file():
             continue
         prefix = "" if root == data else data.name + "/"
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = csv.DictReader(lines)
-            if "path" not in (rows.fieldnames or ()):
-                raise Fatal(f"{file} has no column 'path'.")
-            return {
-                row["path"].removeprefix(prefix): (row.get("source") or "", row.get("group") or "")
-                for row in rows
-                if row["path"].startswith(prefix)
-            }
+        return {
+            row["path"].removeprefix(prefix): (row.get("source") or "", row.get("group") or "")
+            for row in _rows(file, "path")
+            if row["path"].startswith(prefix)
+        }
     return {}
 
 
-def read_film(path: Path) -> NDArray[np.uint8]:
-    """The whole grey picture (rows, columns) uint8, by the project's pixel policy. Raises Rejected, OSError."""
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The full-size grey image (rows, columns) uint8, by the project's pixel policy. Raises Rejected, OSError."""
     return read_grey(path.read_bytes())[0]
 
 
-def read_planes(path: Path, specs: Sequence[PlaneSpec]) -> dict[PlaneSpec, NDArray[np.uint8]]:
-    """The planes that `cxrbatch scan` would give the networks, each (size, size) uint8. Raises Rejected, OSError."""
-    return decode_bytes(path.read_bytes(), tuple(specs), Limits(), Identifiers(mode="drop")).planes
+def read_decoded(path: Path, specs: Sequence[ModelInputSpec]) -> DecodedImage:
+    """What `cxrbatch scan` would decode: facts, quality flags, and (size, size) uint8 for each spec.
+
+    Raises Rejected, OSError.
+    """
+    return decode_bytes(path.read_bytes(), tuple(specs), Limits(), Identifiers(mode="drop"))
 
 
 def shrink(grey: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
@@ -157,76 +209,91 @@ def shrink(grey: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     rows, columns = grey.shape
     if max(rows, columns) <= longest:
         return grey
-    plane = fit_plane(grey, PlaneSpec(longest))
+    model_input = fit_model_input(grey, ModelInputSpec(longest))
     scale = longest / max(rows, columns)
     height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
     top, left = (longest - height) // 2, (longest - width) // 2
-    return plane[top : top + height, left : left + width].copy()
+    return model_input[top : top + height, left : left + width].copy()
 
 
-def read_films(
-    films: Sequence[Film], longest: int
-) -> tuple[list[Film], list[NDArray[np.uint8]], list[tuple[Film, str]]]:
-    """All films that can be read, their pictures shrunk to `longest`, and the others with the reason."""
-    read, pictures, unreadable = [], [], []
-    for film in films:
+def read_images(
+    images: Sequence[LabelledImage], longest: int
+) -> tuple[list[LabelledImage], list[NDArray[np.uint8]], list[tuple[LabelledImage, str]]]:
+    """The readable images, their greys shrunk to `longest` pixels, and the other images with the reason."""
+    read, arrays, unreadable = [], [], []
+    for image in images:
         try:
-            picture = shrink(read_film(film.path), longest)
+            array = shrink(read_image(image.path), longest)
         except (Rejected, OSError) as error:
-            unreadable.append((film, str(error)))
+            unreadable.append((image, str(error)))
         else:
-            read.append(film)
-            pictures.append(picture)
-    return read, pictures, unreadable
+            read.append(image)
+            arrays.append(array)
+    return read, arrays, unreadable
 
 
-def split_films(films: Sequence[Film], split: str) -> list[Film]:
-    return [film for film in films if film.split == split]
+def split_images(images: Sequence[LabelledImage], split: str) -> list[LabelledImage]:
+    return [image for image in images if image.split == split]
 
 
-def leaked_films(folders: Sequence[FilmFolder]) -> list[Film]:
-    """Test films whose bytes are also a training film's. Only files of a training film's length are read."""
-    films = [film for folder in folders for film in folder.films]
-    tests, trained = split_films(films, "test"), split_films(films, "train")
-    lengths = {film.path: film.path.stat().st_size for film in [*tests, *trained]}
+def leaked_images(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
+    """Test images whose bytes equal a training image's. Only files with the size of a training image are read."""
+    images = [image for folder in folders for image in folder.images if image.path.is_file()]  # a labels.csv may err
+    tests, trained = split_images(images, "test"), split_images(images, "train")
+    lengths = {image.path: image.path.stat().st_size for image in [*tests, *trained]}
     shared = {lengths[f.path] for f in tests} & {lengths[f.path] for f in trained}
-    digests = {_digest(film) for film in trained if lengths[film.path] in shared}
-    return [film for film in tests if lengths[film.path] in shared and _digest(film) in digests]
+    digests = {_digest(image) for image in trained if lengths[image.path] in shared}
+    return [image for image in tests if lengths[image.path] in shared and _digest(image) in digests]
 
 
-def _digest(film: Film) -> str:
-    return hashlib.sha256(film.path.read_bytes()).hexdigest()
+def _digest(image: LabelledImage) -> str:
+    return hashlib.sha256(image.path.read_bytes()).hexdigest()
 
 
-def grouped_split(films: Sequence[Film], share: float, seed: int) -> tuple[list[Film], list[Film]]:
-    """(train, validation) with about `share` of the films in the second; a group is never parted."""
-    sizes = Counter(film.group or str(film.path) for film in films)
+def grouped_split(
+    images: Sequence[LabelledImage], share: float, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """(train, validation) with about `share` of the images in the second; a group is never split."""
+    sizes = Counter(image.group or str(image.path) for image in images)
     names = sorted(sizes)
     np.random.default_rng(seed).shuffle(names)
     chosen: set[str] = set()
     count = 0
     for name in names:
-        if count >= share * len(films):
+        if count >= share * len(images):
             break
         chosen.add(name)
         count += sizes[name]
-    held = [film for film in films if (film.group or str(film.path)) in chosen]
-    return [film for film in films if (film.group or str(film.path)) not in chosen], held
+    held = [image for image in images if (image.group or str(image.path)) in chosen]
+    return [image for image in images if (image.group or str(image.path)) not in chosen], held
 
 
-def balanced_weights(labels: Sequence[int], sources: Sequence[str], source_power: float = 0.5) -> NDArray[np.float64]:
-    """Chances (n,), summing to 1: every class alike, and in a class each source by its size ** source_power."""
-    sizes = Counter(zip(labels, sources, strict=True))
-    shares: defaultdict[int, float] = defaultdict(float)
-    for (label, _), size in sizes.items():
-        shares[label] += size**source_power
+def balanced_weights(
+    labels: Sequence[int],
+    sources: Sequence[str],
+    source_power: float = 0.5,
+    class_shares: NDArray[np.float64] | None = None,
+    factors: Sequence[float] | None = None,
+) -> NDArray[np.float64]:
+    """Chances (n,), summing to 1: in a class each source by its size ** source_power.
+
+    Every class is drawn alike, or by its share in `class_shares` (classes,). `factors` (n,) raise or lower an image's
+    chance within its class.
+    """
     keys = list(zip(labels, sources, strict=True))
-    weights = np.array([sizes[key] ** (source_power - 1) / shares[key[0]] for key in keys], np.float64)
+    sizes = Counter(keys)
+    weights = np.array([sizes[key] ** (source_power - 1) for key in keys], np.float64)
+    if factors is not None:
+        weights *= np.asarray(factors)
+    classes = np.asarray(labels)
+    weights /= np.bincount(classes, weights)[classes]
+    if class_shares is not None:
+        weights *= class_shares[classes]
     balanced: NDArray[np.float64] = weights / weights.sum()
     return balanced
 
 
-def data_digest(films: Sequence[Film]) -> str:
-    """One SHA-256 over the labels and the contents of the files, in any order of the files."""
-    lines = sorted(f"{film.label} {_digest(film)}" for film in films)
+def data_digest(images: Sequence[LabelledImage]) -> str:
+    """One SHA-256 of the labels and contents of the files, independent of their order."""
+    lines = sorted(f"{image.label} {_digest(image)}" for image in images)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""How good is a bundle, on whose films, and how sure is that? Gate and disease model together, from files."""
+"""Evaluate a bundle (gate and disease model together) on labelled files, with intervals and by source."""
 
 from __future__ import annotations
 
@@ -10,28 +10,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.bundles import load_bundle
-from cxrbatch.engines import open_engine
 from cxrbatch.errors import Fatal
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
+from cxrbatch.inference.engines import open_engine
+from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.training import metrics
-from cxrbatch.training.datasets import SPLITS, Film, find_folders, label_matches, leaked_films, split_films
-from cxrbatch.training.scores import Scores, score_films, targets_of
+from cxrbatch.training.datasets import SPLITS, LabelledImage, find_folders, label_matches, leaked_images, split_images
+from cxrbatch.training.scores import Scores, score_images, targets_of
 
 __all__ = ["evaluate", "measure"]
 
-_CHEST, _NOT_CHEST = "CHEST", "NOT_CHEST"
+_LATERAL = "LATERAL"
 
 
 def evaluate(
-    bundle: Path, data: Path, out: Path | None = None, *, split: str = "test", draws: int = 500
+    bundle: Path,
+    data: Path,
+    out: Path | None = None,
+    *,
+    split: str = "test",
+    draws: int = 500,
+    without_sources: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate a bundle on every labelled folder in `data` that has films of `split`.
+    """Evaluate a bundle on every labelled folder in `data` that has images of `split`.
 
-    Labels that are classes of the bundle give the full figures; CHEST and NOT_CHEST judge the gate; of any
-    other label it is only said what the bundle calls it. Test films whose bytes are a training film's in `data` too
+    Labels that are classes of the bundle give the full figures; CHEST, NOT_CHEST and LATERAL judge the gate; of any
+    other label it is only said what the bundle calls it. Test images whose bytes are a training image's in `data` too
     count in their set, which stands a second time without them, as NAME-leak-free. Writes `out`/evaluation.json and
     plots; `report.print_report` shows the result.
-    Raises Fatal when nothing can be read, or there is no film of that split.
+    Raises Fatal when nothing can be read, or there is no image of that split.
     """
     if split not in SPLITS:
         raise Fatal(f"The split '{split}' is none of {', '.join(SPLITS)}.")
@@ -43,32 +51,38 @@ def evaluate(
         "manifest_sha256": loaded.manifest_sha256,
         "engine": f"{engine.name} {engine.version} on {engine.device}",
         "split": split,
+        "without_sources": list(without_sources),
         "sets": {},
     }
     kept: dict[str, Scores] = {}
     folders = find_folders(data)
-    leaks = {film.path for film in leaked_films(folders)} if split == "test" else set()
+    leaks = {image.path for image in leaked_images(folders)} if split == "test" else set()
     for folder in folders:
-        films = split_films(folder.films, split)
-        if not films:
+        images = [
+            image
+            for image in split_images(folder.images, split)
+            if not any(name in image.source for name in without_sources)
+        ]
+        if not images:
             continue
-        scores = score_films(loaded, films, engine)
-        if scores.films:
+        scores = score_images(loaded, images, engine)
+        if scores.images:
             kept[folder.name] = scores
-            clean = np.array([film.path not in leaks for film in scores.films])
+            clean = np.array([image.path not in leaks for image in scores.images])
             if clean.any() and not clean.all():
                 kept[f"{folder.name}-leak-free"] = scores.chosen(clean)
         if scores.unreadable:
             result.setdefault("unreadable", []).extend([f.path.as_posix(), why] for f, why in scores.unreadable)
     if not kept:
-        raise Fatal(f"{data} has no readable film in a split '{split}'.")
+        raise Fatal(f"{data} has no readable image in a split '{split}'.")
     for name, scores in kept.items():
         result["sets"][name] = measure(scores, loaded.disease.classes, draws)
     if out is not None:
         from cxrbatch.training.plots import plot_evaluation
 
         out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(_finite(result), indent=1) + "\n", encoding="utf-8")
+        with new_file(out / "evaluation.json", starts_with(b'{\n "bundle": ')) as file:
+            file.write((json.dumps(metrics.without_nan(result), indent=1) + "\n").encode())
         for name in kept:
             plot_evaluation(name, result["sets"][name], loaded.disease.classes, out)
     return result
@@ -76,22 +90,24 @@ def evaluate(
 
 def measure(scores: Scores, classes: Sequence[str], draws: int = 500) -> dict[str, Any]:
     """All figures of one set; see `evaluate` for what is measured on which labels."""
-    y = targets_of(scores.films, classes)
-    found: dict[str, Any] = {"films": len(scores.films), "classes": list(classes)}
+    y = targets_of(scores.images, classes)
+    found: dict[str, Any] = {"images": len(scores.images), "classes": list(classes)}
     known = y >= 0
     if known.any():
         found["disease"] = _disease(scores.chosen(known), y[known], classes, draws)
         found["end_to_end"] = _end_to_end(scores.chosen(known), y[known], draws)
         found["sources"] = _sources(scores.chosen(known), y[known], classes, draws)
+        if any(a.label_set for a in scores.assessments):
+            found["label_sets"] = _label_sets(scores.chosen(known), y[known], classes, draws)
     if scores.gate is not None:
         found["gate"] = _gate(scores, scores.gate, draws)
-    others = sorted({f.label for f, k in zip(scores.films, known, strict=True) if not k})
-    found["called"] = {label: _called(scores, _labelled(scores.films, label), classes, draws) for label in others}
+    others = sorted({f.label for f, k in zip(scores.images, known, strict=True) if not k})
+    found["called"] = {label: _called(scores, _labelled(scores.images, label), classes, draws) for label in others}
     return found
 
 
 def _disease(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws: int) -> dict[str, Any]:
-    """The disease model by itself, whatever the gate says."""
+    """The figures of the disease model alone, ignoring the gate."""
     p, k = scores.probabilities, len(classes)
     guess = p.argmax(1)
     counts = metrics.confusion(y, guess, k)
@@ -117,9 +133,9 @@ def _disease(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
     for c, name in enumerate(classes):
         of |= {f"recall {name}": y == c, f"precision {name}": guess == c}
     return {
-        "films": len(y),
+        "images": len(y),
         **figures(np.arange(len(y))),
-        "intervals": metrics.bootstrap([f.group for f in scores.films], figures, draws, of=of),
+        "intervals": metrics.bootstrap([f.group for f in scores.images], figures, draws, of=of),
         "per_class": dict(zip(classes, metrics.class_table(counts), strict=True)),
         "auc": {name: metrics.auc(y == c, p[:, c]) for c, name in enumerate(classes)},
         "roc": {name: _roc(y == c, p[:, c]) for c, name in enumerate(classes) if (y == c).any()},
@@ -130,7 +146,7 @@ def _disease(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
 
 
 def _roc(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> list[list[float]]:
-    """(false-positive rate, true-positive rate) at a hundred thresholds or fewer."""
+    """(false-positive rate, true-positive rate) at up to a hundred thresholds."""
     order = np.argsort(-score, kind="stable")
     hits, misses = np.cumsum(positive[order]), np.cumsum(~positive[order])
     at = np.unique(np.linspace(0, len(score) - 1, 100).astype(int))
@@ -140,15 +156,16 @@ def _roc(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> list[list[f
 
 def _end_to_end(scores: Scores, y: NDArray[np.int64], draws: int) -> dict[str, Any]:
     """What the work list would show: the gate decides first, then the disease model, then the review rule."""
-    guess = np.where(scores.passed, scores.probabilities.argmax(1), -1)
-    wrong, reported, everything = guess != y, scores.passed & ~scores.review, np.ones(len(y), bool)
+    passed, sent = scores.passed, scores.review
+    guess = np.where(passed, scores.probabilities.argmax(1), -1)
+    wrong, reported, everything = guess != y, passed & ~sent, np.ones(len(y), bool)
 
     def figures(rows: NDArray[np.int64]) -> dict[str, float]:
-        review, bad, shown = scores.review[rows], wrong[rows], reported[rows]
+        review, bad, shown = sent[rows], wrong[rows], reported[rows]
         return {
             "accuracy": float((~bad).mean()),
             "balanced_accuracy": metrics.balanced_accuracy(y[rows], guess[rows]),
-            "rejected_by_gate": float((~scores.passed[rows]).mean()),
+            "rejected_by_gate": float((~passed[rows]).mean()),
             "sent_to_review": float(review.mean()),
             "errors_sent_to_review": _share(review[bad]),
             "accuracy_of_reported": _share(~bad[shown]),
@@ -156,8 +173,30 @@ def _end_to_end(scores: Scores, y: NDArray[np.int64], draws: int) -> dict[str, A
 
     of = dict.fromkeys(("accuracy", "rejected_by_gate", "sent_to_review"), everything)
     of |= {"errors_sent_to_review": wrong, "accuracy_of_reported": reported}
-    groups = [f.group for f in scores.films]
+    groups = [f.group for f in scores.images]
     return {**figures(np.arange(len(y))), "intervals": metrics.bootstrap(groups, figures, draws, of=of)}
+
+
+def _label_sets(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws: int) -> dict[str, Any]:
+    """How often the label set holds the right class, and how many classes it names, of what the gate passed."""
+    asked = np.array([bool(a.label_set) for a in scores.assessments])
+    sets = [a.label_set for a, is_asked in zip(scores.assessments, asked, strict=True) if is_asked]
+    right = [classes[c] for c in y[asked]]
+    covered = np.array([name in named for name, named in zip(right, sets, strict=True)])
+    size = np.array([len(named) for named in sets])
+
+    def figures(rows: NDArray[np.int64]) -> dict[str, float]:
+        return {"coverage": float(covered[rows].mean()), "mean_size": float(size[rows].mean())}
+
+    groups = [f.group for f, is_asked in zip(scores.images, asked, strict=True) if is_asked]
+    intervals = metrics.bootstrap(groups, figures, draws, of={"coverage": np.ones(len(size), bool)})
+    per_class = {name: float(covered[y[asked] == c].mean()) for c, name in enumerate(classes) if (y[asked] == c).any()}
+    return {
+        "images": len(size),
+        **figures(np.arange(len(size))),
+        "intervals": intervals,
+        "coverage_by_class": per_class,
+    }
 
 
 def _share(held: NDArray[np.bool_]) -> float:
@@ -166,8 +205,9 @@ def _share(held: NDArray[np.bool_]) -> float:
 
 def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws: int) -> list[dict[str, Any]]:
     guess = scores.probabilities.argmax(1)
-    groups = np.array([f.group for f in scores.films])
-    keys = [(classes[c], f.source) for c, f in zip(y, scores.films, strict=True)]
+    sent = scores.review
+    groups = np.array([f.group for f in scores.images])
+    keys = [(classes[c], f.source) for c, f in zip(y, scores.images, strict=True)]
     rows = []
     for key in sorted(set(keys)):
         mask = np.array([k == key for k in keys])
@@ -176,51 +216,56 @@ def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
             {
                 "label": key[0],
                 "source": key[1],
-                "films": int(mask.sum()),
+                "images": int(mask.sum()),
                 "recall": float((guess == y)[mask].mean()),
                 "interval": metrics.share_interval(groups[mask], (guess == y)[mask], draws),
                 "called": {name: int(n) for name, n in zip(classes, said, strict=True) if n},
-                "sent_to_review": float(scores.review[mask].mean()),
+                "sent_to_review": float(sent[mask].mean()),
             }
         )
     return rows
 
 
 def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[str, Any]:
-    """Everything but NOT_CHEST is a chest film."""
-    chest = np.array([f.label != _NOT_CHEST for f in scores.films])
-    right = scores.passed == chest
-    groups = [f.group for f in scores.films]
+    """Everything but NOT_CHEST is a chest image, and a frontal one unless it is LATERAL."""
+    none, lateral = _labelled(scores.images, NOT_CHEST), _labelled(scores.images, _LATERAL)
+    chest = ~none & ~lateral
+    right = np.where(chest, scores.passed, np.where(none, scores.rejected, ~scores.passed))
+    groups = [f.group for f in scores.images]
 
     def figures(rows: NDArray[np.int64]) -> dict[str, float]:
-        c, r = chest[rows], right[rows]
+        r = right[rows]
         return {
-            "chest_passed": _share(r[c]),
-            "not_chest_rejected": _share(r[~c]),
+            "chest_passed": _share(r[chest[rows]]),
+            "not_chest_rejected": _share(r[none[rows]]),
+            "lateral_not_passed": _share(r[lateral[rows]]),
         }
 
-    kinds = {"chest": chest, "not chest": ~chest}
-    sources = sorted({(f.label, f.source) for f in scores.films})
-    where = {s: np.array([(f.label, f.source) == s for f in scores.films]) for s in sources}
+    kinds = {"chest": chest, "not chest": none}
+    sources = sorted({(f.label, f.source) for f in scores.images})
+    where = {s: np.array([(f.label, f.source) == s for f in scores.images]) for s in sources}
     return {
         **figures(np.arange(len(chest))),
         "intervals": metrics.bootstrap(
-            groups, figures, draws, of={"chest_passed": chest, "not_chest_rejected": ~chest}
+            groups,
+            figures,
+            draws,
+            of={"chest_passed": chest, "not_chest_rejected": none, "lateral_not_passed": lateral},
         ),
         "sources": [
-            {"label": s[0], "source": s[1], "films": int(m.sum()), "right": float(right[m].mean())}
+            {"label": s[0], "source": s[1], "images": int(m.sum()), "right": float(right[m].mean())}
             for s, m in where.items()
         ],
         "histogram": {name: np.histogram(probability[is_it], 20, (0, 1))[0].tolist() for name, is_it in kinds.items()},
     }
 
 
-def _labelled(films: Sequence[Film], label: str) -> NDArray[np.bool_]:
-    return np.array([f.label == label for f in films])
+def _labelled(images: Sequence[LabelledImage], label: str) -> NDArray[np.bool_]:
+    return np.array([f.label == label for f in images])
 
 
 def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], draws: int) -> dict[str, Any]:
-    chosen = scores.chosen(mask)
+    chosen, left = scores.chosen(mask), (~scores.passed & ~scores.rejected)[mask]
     guess = chosen.probabilities.argmax(1)
     normal = np.array([label_matches(classes[g], "NORMAL") for g in guess]) & chosen.passed
     said = {name: int(((guess == c) & chosen.passed).sum()) for c, name in enumerate(classes)}
@@ -230,19 +275,25 @@ def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], dra
         return {name: float(held[rows].mean()) for name, held in kept.items()}
 
     return {
-        "films": len(guess),
-        "called": said | {_NOT_CHEST: int((~chosen.passed).sum())},
+        "images": len(guess),
+        "called": said | {NOT_CHEST: int(chosen.rejected.sum()), NOT_FRONTAL: int(left.sum())},
+        "abnormal_auc": _abnormal_auc(scores, mask, classes),
         **figures(np.arange(len(guess))),
         "intervals": metrics.bootstrap(
-            [f.group for f in chosen.films], figures, draws, of=dict.fromkeys(kept, np.ones(len(guess), bool))
+            [f.group for f in chosen.images], figures, draws, of=dict.fromkeys(kept, np.ones(len(guess), bool))
         ),
     }
 
 
-def _finite(value: Any) -> Any:
-    """NaN becomes null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def _abnormal_auc(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str]) -> float:
+    """AUC of `abnormal_probability`: abnormal classes of the set against the images of `mask`; NaN without either."""
+    y = targets_of(scores.images, classes)
+    normal = next((c for c, name in enumerate(classes) if label_matches(name, "NORMAL")), None)
+    if normal is None:
+        return float("nan")
+    abnormal = (y >= 0) & (y != normal)
+    rows = abnormal | mask
+    if not abnormal.any() or not mask.any():
+        return float("nan")
+    p_normal = scores.probabilities[:, normal] * (1 if scores.other is None else 1 - scores.other)
+    return metrics.auc(abnormal[rows], 1 - p_normal[rows])

@@ -1,4 +1,4 @@
-"""Train one network by a recipe and write it into a bundle; `train` is the whole experiment in order."""
+"""Train one network by a recipe and write it into a bundle; `train` runs all steps in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,27 @@ from torch import Tensor, nn
 from torch.utils.data import SubsetRandomSampler
 
 from cxrbatch.allocator import keep_freed_memory
-from cxrbatch.engines.networks import FeatureNetwork
 from cxrbatch.errors import Fatal
+from cxrbatch.inference.engines.networks import FeatureNetwork
 from cxrbatch.training import plots
-from cxrbatch.training.backbones import freeze, start_network
-from cxrbatch.training.batches import EpochFilms, batches, fixed_batches, on_grid
-from cxrbatch.training.bundle_writer import StageDraft, write_stage
+from cxrbatch.training.backbones import freeze, split_other, start_network
+from cxrbatch.training.batches import EpochImages, batches, fixed_batches, on_grid
+from cxrbatch.training.bundle_writer import ModelDraft, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from cxrbatch.training.datasets import balanced_weights
-from cxrbatch.training.losses import guess_of, loss_of, mixup, target_of
+from cxrbatch.training.datasets import LabelledImage, balanced_weights, listed_paths
+from cxrbatch.training.losses import guess_of, loss_of, mixed_loss, mixup
 from cxrbatch.training.mixstyle import mixstyle
+from cxrbatch.training.optimisation import make_optimiser, move_average, training_device
 from cxrbatch.training.preparation import Prepared, prepare
 from cxrbatch.training.progress import Show
-from cxrbatch.training.recipes import Optimiser, Phase, Recipe, load_recipe
-from cxrbatch.training.schedules import rate_of, watch_plateau
+from cxrbatch.training.recipes import Phase, Recipe, load_recipe
+from cxrbatch.training.schedules import learning_rate_of, watch_plateau
 
 __all__ = ["train"]
 
 _ALL = 2_000_000_000  # bytes: activations are tens of megabytes, and a step has hundreds of them
-_GRADIENT_NORM = 5.0  # longer gradients are cut: one bad batch does not undo an epoch
-_WORKING = "training"  # folder in the bundle for all that is not the bundle
+_GRADIENT_NORM = 5.0  # gradients are clipped, so that one bad batch does not undo an epoch
+_WORKING = "training"  # subfolder for files that are not part of the bundle
 
 
 def train(
@@ -48,67 +49,79 @@ def train(
     epochs: int | None = None,
     resume: bool = True,
     without_sources: Sequence[str] = (),
+    without_files: Path | None = None,
+    device: str = "auto",
 ) -> None:
-    """Train by a recipe (a shipped name or a TOML file) on the labelled films in `data`, into the bundle `out`.
+    """Train by a recipe (a shipped name or a TOML file) on the labelled images in `data`, into the bundle `out`.
 
-    `limit` keeps about so many films of each split and `epochs` is the most of each phase: for trying out.
-    `without_sources` leaves hospitals' films out of training, for leave-one-source-out. A run that was killed goes
-    on after its last whole epoch, unless `resume` is False. `out`/training holds the metrics (JSONL), curves and
-    class grid (PNG), the list of unreadable files and the checkpoint.
+    `limit` keeps about so many images of each split and `epochs` is the most of each phase: for trying out.
+    `without_sources` leaves hospitals' images out of training, for leave-one-source-out; `without_files` those that a
+    CSV names, because their labels are known to be wrong. A run that was killed goes on after its last whole epoch,
+    unless `resume` is False. `device` is "auto" (a CUDA GPU where there is one), "cpu" or "cuda". `out`/training holds
+    the metrics (JSONL), curves and class grid (PNG), the list of unreadable files and the checkpoint.
     Raises Fatal: see `load_recipe` and `prepare`; or when the loss is no longer a number.
     """
+    on = training_device(device)
     keep_freed_memory(_ALL, _ALL, 1 << 28)
     plan = load_recipe(recipe)
     if epochs is not None:
         plan = replace(plan, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in plan.phases))
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
-    films = prepare(plan, data, limit, without_sources)
+    images = prepare(plan, data, limit, without_sources, without_files)
     unreadable = work / "unreadable.txt"
-    unreadable.write_text("".join(f"{f.path}: {why}\n" for f, why in films.unreadable))
-    if films.unreadable:
-        print(f"{len(films.unreadable)} file(s) can't be read and are left out: see {unreadable}")
+    unreadable.write_text("".join(f"{f.path}: {why}\n" for f, why in images.unreadable))
+    if images.unreadable:
+        print(f"{len(images.unreadable)} file(s) can't be read and are left out: see {unreadable}")
     if plan.class_grid:
-        plots.plot_class_grid(films, work / f"{plan.role}-class-grid.png")
-    run = _Run(plan, films, work, resume)
+        plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
+    run = _Run(plan, images, work, resume, on)
     run.finish()
     normal = run.mean.flatten().tolist(), run.std.flatten().tolist()
-    draft = StageDraft(
+    state, other = split_other(run.best_state(), len(images.classes)) if plan.other else (run.best_state(), None)
+    draft = ModelDraft(
         role=plan.role,
         architecture=plan.architecture,
         channels=plan.channels,
-        classes=films.classes,
-        plane=plan.plane,
+        classes=images.classes,
+        model_input=plan.model_input,
         mean=tuple(normal[0]),
         std=tuple(normal[1]),
-        state=run.best_state(),
+        state=state,
+        other=other,
         training={
             "recipe": plan.name,
             "recipe_sha256": plan.sha256,
-            "data_sha256": films.data_sha256,
-            "films": {"train": len(films.train), "val": len(films.val)},
+            "data_sha256": images.data_sha256,
+            "images": {"train": len(images.train), "val": len(images.val)},
             "epochs": run.progress.epoch,
             "kept_epoch": run.progress.best_epoch if plan.keep == "best" else run.progress.epoch - 1,
             "limit": limit,
             "without_sources": list(without_sources),
-            "held_out": {"share": plan.validation_share, "seed": plan.seed} if films.held_out else None,
+            "without_files": 0 if without_files is None else len(listed_paths(without_files)),
+            "other": plan.other,
+            "partial": [{"labels": list(one.labels), "classes": list(one.classes)} for one in plan.partial],
+            "data": list(plan.data),
+            "device": str(on),
+            "held_out": {"share": plan.validation_share, "seed": plan.seed} if images.held_out else None,
         },
     )
     write_stage(out, draft)
 
 
 class _Run:
-    """The state of a training run, and its loop over epochs."""
+    """The state of a training run, and the loop over its epochs."""
 
-    def __init__(self, recipe: Recipe, films: Prepared, work: Path, resume: bool) -> None:
-        self.recipe, self.films, self.work = recipe, films, work
+    def __init__(self, recipe: Recipe, images: Prepared, work: Path, resume: bool, device: torch.device) -> None:
+        self.recipe, self.images, self.work, self.device = recipe, images, work, device
+        self.targets, self.smoothing = torch.from_numpy(images.targets), torch.from_numpy(images.smoothing)
         torch.manual_seed(recipe.seed)
-        self.net = start_network(recipe.architecture, recipe.channels, films.outputs, recipe.pretrained)
-        self.net = self.net.to(memory_format=torch.channels_last)
+        self.net = start_network(recipe.architecture, recipe.channels, images.outputs, recipe.pretrained)
+        self.net = self.net.to(device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.net)
         self.best = copy.deepcopy(self.net)
-        self.mean, self.std = _normalisation(recipe, films)
-        self.progress = Progress(recipe.sha256, films.data_sha256, [phase.epochs for phase in recipe.phases])
+        self.mean, self.std = _normalisation(recipe, images)
+        self.progress = Progress(recipe.sha256, images.data_sha256, [phase.epochs for phase in recipe.phases])
         self.checkpoint = work / f"{recipe.role}-checkpoint.safetensors"
         self._saved: dict[str, Tensor] | None = None
         if resume and self.checkpoint.is_file():
@@ -117,7 +130,7 @@ class _Run:
                 self.progress, self._saved = found, tensors
                 restore(tensors, self._networks(), None)
             else:
-                print(f"{self.checkpoint} is of another recipe, other films or other --epochs: training starts anew.")
+                print(f"{self.checkpoint} is of another recipe, other images or other --epochs: training starts anew.")
 
     def _networks(self) -> dict[str, nn.Module]:
         return {"net": self.net, "averaged": self.averaged, "best": self.best}
@@ -131,7 +144,7 @@ class _Run:
         return self.averaged if self.recipe.average else self.net
 
     def finish(self) -> None:
-        """All epochs that are not done yet."""
+        """Train the remaining epochs."""
         first = 0
         with Show(self.recipe.epochs, self.progress.epoch) as show:
             for phase in self.recipe.phases:
@@ -142,7 +155,7 @@ class _Run:
 
     def _phase(self, phase: Phase, first: int, last: int, show: Show) -> None:
         freeze(self.net, phase.frozen)
-        optimiser = _optimiser(self.recipe.optimiser, self.net)
+        optimiser = make_optimiser(self.recipe.optimiser, self.net)
         if self._saved is not None and self.progress.epoch > first:
             restore(self._saved, self._networks(), optimiser)
         self._saved = None
@@ -151,7 +164,7 @@ class _Run:
         for epoch in range(self.progress.epoch, last):
             started = time.monotonic()
             torch.manual_seed(self.recipe.seed * 100_003 + epoch)
-            loss, accuracy, rate = self._epoch(phase, epoch, first, last, optimiser, show)
+            loss, accuracy, learning_rate = self._epoch(phase, epoch, first, last, optimiser, show)
             val_loss, val_accuracy = self._validate(phase)
             if not math.isfinite(val_loss):
                 raise self._diverged(f"loss on validation is {val_loss} after", epoch)
@@ -162,7 +175,7 @@ class _Run:
                 "train_accuracy": accuracy,
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
-                "rate": rate,
+                "learning_rate": learning_rate,
                 "seconds": round(time.monotonic() - started, 1),
             }
             better = val_loss < self.progress.best_loss
@@ -180,30 +193,32 @@ class _Run:
     def _epoch(
         self, phase: Phase, epoch: int, first: int, last: int, optimiser: torch.optim.Optimizer, show: Show
     ) -> tuple[float, float, float]:
-        """One pass; (mean loss, accuracy, last rate). Raises Fatal at a loss that is not finite."""
+        """Train one epoch; returns (mean loss, accuracy, last rate). Raises Fatal if the loss is not finite."""
         recipe = self.recipe
-        spec = replace(recipe.plane, size=phase.size or recipe.plane.size)
-        order = _order(recipe, phase, self.films, epoch)
-        films = EpochFilms(
-            self.films.train_pictures, self.films.train_labels, order, spec, recipe.augmentation, (recipe.seed, epoch)
+        spec = replace(recipe.model_input, size=phase.size or recipe.model_input.size)
+        order = _order(recipe, phase, self.images, epoch)
+        images = EpochImages(
+            self.images.train_arrays, self.images.train_labels, order, spec, recipe.augmentation, (recipe.seed, epoch)
         )
         steps = math.ceil(len(order) / recipe.batch)
         self.net.train()
         freeze(self.net, phase.frozen)
-        losses, right, rate, seen = 0.0, 0, 0.0, 0
-        base = phase.rate or recipe.optimiser.rate
-        for step, (planes, labels) in enumerate(batches(films, recipe.batch)):
-            rate = rate_of(
+        losses, right, learning_rate, seen = 0.0, 0, 0.0, 0
+        base = phase.learning_rate or recipe.optimiser.learning_rate
+        for step, (model_inputs, labels) in enumerate(batches(images, recipe.batch)):
+            learning_rate = learning_rate_of(
                 recipe.schedule, base, epoch - first, (epoch - first) * steps + step, (last - first) * steps,
                 self.progress.rate_share,
             )  # fmt: skip
             for group in optimiser.param_groups:
-                group["lr"] = rate
-            x = self._normal(on_grid(planes, recipe.augmentation, recipe.channels))
-            x, target = mixup(x, target_of(labels, self.films.outputs), recipe.mixup)
-            with mixstyle(self.net, recipe.mixstyle):
+                group["lr"] = learning_rate
+            x = self._normal(on_grid(model_inputs.to(self.device), recipe.augmentation, recipe.channels))
+            x, other, share = mixup(x, recipe.mixup)
+            targets, smoothing = self.targets[labels].to(self.device), self.smoothing[labels].to(self.device)
+            with mixstyle(self.net, recipe.mixstyle), self._precision():
                 logits, _ = self.net(x)
-            loss = loss_of(logits, target, recipe.label_smoothing)
+            logits, labels = logits.float(), labels.to(self.device)
+            loss = mixed_loss(logits, targets, smoothing, other.to(self.device), share, gate=recipe.role == "gate")
             if not torch.isfinite(loss):
                 raise self._diverged(f"loss is {loss.item()} at", epoch)
             optimiser.zero_grad()
@@ -211,12 +226,12 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), _GRADIENT_NORM)
             optimiser.step()
             self.progress.step += 1
-            _average(self.averaged, self.net, recipe.average, self.progress.step)
+            move_average(self.averaged, self.net, recipe.average, self.progress.step)
             losses += loss.item() * len(labels)
-            right += int((guess_of(logits) == labels).sum())
+            right += int((guess_of(logits, gate=recipe.role == "gate") == labels).sum())
             seen += len(labels)
             show.step(epoch, step + 1, steps, losses / seen)
-        return losses / seen, right / seen, rate
+        return losses / seen, right / seen, learning_rate
 
     def _diverged(self, what: str, epoch: int) -> Fatal:
         return Fatal(
@@ -225,67 +240,58 @@ class _Run:
         )
 
     def _normal(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        mean, std = self.mean.to(x.device), self.std.to(x.device)
+        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def _precision(self) -> torch.autocast:
+        """bfloat16 on a GPU, and nothing changed on a CPU."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     @torch.inference_mode()
     def _validate(self, phase: Phase) -> tuple[float, float]:
-        """Loss and accuracy on validation, as inference would see the films, at the phase's size."""
+        """Loss and accuracy on validation, with the images as inference sees them, at the phase's size."""
         net = self._judged().eval()
-        spec = replace(self.recipe.plane, size=phase.size or self.recipe.plane.size)
+        spec = replace(self.recipe.model_input, size=phase.size or self.recipe.model_input.size)
         plain = replace(self.recipe.augmentation, kind="none")
-        losses, right = 0.0, 0
-        for planes, labels in fixed_batches(self.films.val_pictures, self.films.val_labels, spec, self.recipe.batch):
-            logits, _ = net(self._normal(on_grid(planes, plain, self.recipe.channels)))
-            losses += loss_of(logits, target_of(labels, self.films.outputs), 0.0).item() * len(labels)
-            right += int((guess_of(logits) == labels).sum())
-        return losses / len(self.films.val_labels), right / len(self.films.val_labels)
+        losses, right, gate = 0.0, 0, self.recipe.role == "gate"
+        for model_inputs, labels in fixed_batches(
+            self.images.val_arrays, self.images.val_labels, spec, self.recipe.batch
+        ):
+            x = self._normal(on_grid(model_inputs.to(self.device), plain, self.recipe.channels))
+            with self._precision():
+                logits = net(x)[0].float().cpu()
+            loss = loss_of(logits, self.targets[labels], torch.zeros(len(labels)), gate=gate)
+            losses += loss.item() * len(labels)
+            known = logits if gate else logits[:, : len(self.images.classes)]  # the other output is no answer
+            right += int((guess_of(known, gate=gate) == labels).sum())
+        return losses / len(self.images.val_labels), right / len(self.images.val_labels)
 
 
-def _normalisation(recipe: Recipe, films: Prepared) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of x / 255, (channels, 1, 1) each; films are grey, so channels are alike."""
+def _normalisation(recipe: Recipe, images: Prepared) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of x / 255, (channels, 1, 1) each; images are grey, so all channels are equal."""
     mean, std = 0.5, 0.5
     if recipe.normalise == "dataset":
-        planes = fixed_batches(films.train_pictures, films.train_labels, recipe.plane, 64)
-        moments = torch.tensor([[x.double().mean(), x.double().square().mean()] for x, _ in planes]) / 255
+        model_inputs = fixed_batches(images.train_arrays, images.train_labels, recipe.model_input, 64)
+        moments = torch.tensor([[x.double().mean(), x.double().square().mean()] for x, _ in model_inputs]) / 255
         mean = float(moments[:, 0].mean())
         std = max(1e-3, math.sqrt(max(0.0, float(moments[:, 1].mean()) / 255 - mean**2)))
     ones = torch.ones(recipe.channels, 1, 1)
     return ones * mean, ones * std
 
 
-def _optimiser(wanted: Optimiser, net: nn.Module) -> torch.optim.Optimizer:
-    learning = [p for p in net.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": wanted.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "sgd": lambda: torch.optim.SGD(groups, wanted.rate, wanted.momentum),
-        "adam": lambda: torch.optim.Adam(groups, wanted.rate),
-        "adamw": lambda: torch.optim.AdamW(groups, wanted.rate),
-    }
-    return makers[wanted.name]()
-
-
-def _order(recipe: Recipe, phase: Phase, films: Prepared, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Which film comes when: a shuffle, or a balanced draw with replacement."""
+def _order(recipe: Recipe, phase: Phase, images: Prepared, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The order of the images: a shuffle, or balanced sampling with replacement."""
     if recipe.sampling == "shuffle":
         chance = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        return np.fromiter(SubsetRandomSampler(range(len(films.train)), chance), np.int64)
+        return np.fromiter(SubsetRandomSampler(range(len(images.train)), chance), np.int64)
     rng = np.random.default_rng([recipe.seed, epoch, 1])
     power = recipe.source_power if phase.source_power is None else phase.source_power
-    chances = balanced_weights(films.train_labels, [f.source for f in films.train], power)
-    return rng.choice(len(films.train), recipe.samples or len(films.train), p=chances)
+    factors = [_factor(f, recipe.source_weights) for f in images.train]
+    chances = balanced_weights(images.train_labels, [f.source for f in images.train], power, images.shares, factors)
+    return rng.choice(len(images.train), recipe.samples or len(images.train), p=chances)
 
 
-@torch.no_grad()
-def _average(averaged: nn.Module, net: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the network; faster in the first steps, when it knows nothing yet."""
-    if not decay:
-        return
-    share = 1 - min(decay, step / (step + 10))
-    for slow, fast in zip(averaged.state_dict().values(), net.state_dict().values(), strict=True):
-        if slow.is_floating_point():
-            slow.lerp_(fast, share)
-        else:
-            slow.copy_(fast)
+def _factor(image: LabelledImage, weights: dict[str, float]) -> float:
+    """The product of the recipe's [source_weights] that name the image."""
+    name = f"{image.label}/{image.source}"
+    return math.prod(factor for part, factor in weights.items() if part in name)

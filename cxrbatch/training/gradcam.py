@@ -1,34 +1,35 @@
-"""Where did the network look? Grad-CAM (Selvaraju et al. 2017) of the last feature map.
+"""Grad-CAM (Selvaraju et al. 2017) of the last feature map: which parts of an image raised the score.
 
-It shows what moved the score, coarsely (7 x 7 cells at 224 pixels); it does not show disease.
+The map is coarse (7 x 7 cells at 224 pixels), and it does not show disease.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from cxrbatch.bundles import Stage, load_bundle
-from cxrbatch.engines.networks import FeatureNetwork, build_network, load_state
 from cxrbatch.errors import Fatal, Rejected
-from cxrbatch.training.datasets import read_planes
+from cxrbatch.inference.bundle import ModelSpec, load_bundle
+from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.output_file import check_target, new_file
+from cxrbatch.training.datasets import read_decoded
 from cxrbatch.training.scores import probabilities_of
 
 __all__ = ["explain", "grad_cam", "load_network", "network_input"]
 
-_SHOWN = 448  # pixels a side of each of the two pictures
+_SHOWN = 448  # pixels a side of each of the two images
+_MADE_BY = "cxrbatch explain"  # stands in the PNG, and tells it from an image
 
 
-def load_network(stage: Stage) -> FeatureNetwork:
+def load_network(stage: ModelSpec) -> FeatureNetwork:
     """The stage's network in float32, in evaluation mode."""
     state = {k.removeprefix("network."): v for k, v in load_file(stage.weights).items() if k.startswith("network.")}
     net = build_network(stage.architecture, stage.channels, len(stage.classes))
@@ -36,17 +37,17 @@ def load_network(stage: Stage) -> FeatureNetwork:
     return net.eval()
 
 
-def network_input(planes: NDArray[np.uint8], stage: Stage) -> Tensor:
-    """Planes (n, size, size) uint8 -> what the stage's network takes, (n, channels, size, size) float32."""
-    x = torch.from_numpy(np.array(planes))[:, None].float() / 255
+def network_input(model_inputs: NDArray[np.uint8], stage: ModelSpec) -> Tensor:
+    """Model inputs (n, size, size) uint8 -> what the stage's network takes, (n, channels, size, size) float32."""
+    x = torch.from_numpy(np.array(model_inputs))[:, None].float() / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (stage.mean, stage.std))
     return (x - mean) / std
 
 
 def grad_cam(net: FeatureNetwork, x: Tensor, targets: Tensor) -> Tensor:
-    """Maps (n, h, w), 0 and up, of what raised the logit of each film's target class.
+    """Maps (n, h, w), values >= 0, of what raised the logit of each image's target class.
 
-    x (n, channels, s, s), targets (n,) class numbers; h and w are those of the last feature map.
+    x (n, channels, s, s), targets (n,) class numbers; h and w are the size of the last feature map.
     """
     with torch.enable_grad():
         maps: Tensor = net.features(x).detach().requires_grad_()
@@ -57,39 +58,47 @@ def grad_cam(net: FeatureNetwork, x: Tensor, targets: Tensor) -> Tensor:
 
 
 def explain(file: Path, bundle: Path, out: Path) -> None:
-    """Write a PNG: the film as the disease network gets it, and the same under its Grad-CAM.
+    """Write a PNG: the image as the disease network gets it, and the same under its Grad-CAM.
 
-    Raises Fatal when the film or the bundle can't be read.
+    Raises Fatal when the image or the bundle can't be read, or `out` is something else than an earlier such PNG.
     """
+    check_target(out, _earlier)
     loaded = load_bundle(bundle)
     stage = loaded.disease
     try:
-        plane = read_planes(file, loaded.plane_specs)[stage.plane]
+        model_input = read_decoded(file, loaded.input_specs).model_inputs[stage.model_input]
     except (Rejected, OSError) as error:
         raise Fatal(f"{file} can't be explained: {error}") from None
     net = load_network(stage)
-    x = network_input(plane[None], stage)
+    x = network_input(model_input[None], stage)
     with torch.inference_mode():
         logits = net(x)[0].double().numpy()
     probabilities = probabilities_of(logits, stage.temperature)[0]
     best = int(probabilities.argmax())
     cam = grad_cam(net, x, torch.tensor([best]))[0]
     words = f"{stage.classes[best]}  {100 * probabilities[best]:.0f} %   |   what moved the score, not where disease is"
-    picture = _sheet(plane, cam, words)
-    part = out.with_name(out.name + ".part")
-    picture.save(part, "PNG")
-    os.replace(part, out)
+    array = _sheet(model_input, cam, words)
+    made_by = PngInfo()
+    made_by.add_text("Software", _MADE_BY)
+    with new_file(out, _earlier) as png:
+        array.save(png, "PNG", pnginfo=made_by)
 
 
-def _sheet(plane: NDArray[np.uint8], cam: Tensor, words: str) -> Image.Image:
-    film = np.asarray(Image.fromarray(plane).resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC), np.float32)
+def _earlier(first: bytes, last: bytes) -> bool:
+    return first.startswith(b"\x89PNG") and b"tEXtSoftware\0" + _MADE_BY.encode() in first
+
+
+def _sheet(model_input: NDArray[np.uint8], cam: Tensor, words: str) -> Image.Image:
+    from matplotlib import colormaps  # here: the heat maps of the review do without it
+
+    image = np.asarray(Image.fromarray(model_input).resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC), np.float32)
     heat = functional.interpolate(cam[None, None], (_SHOWN, _SHOWN), mode="bicubic")[0, 0].clamp(min=0).numpy()
     heat = heat / max(float(heat.max()), 1e-12)
     colours = colormaps["inferno"](heat)[..., :3] * 255
     share = 0.6 * heat[..., None] ** 0.7
-    overlay = film[..., None] * (1 - share) + colours * share
+    overlay = image[..., None] * (1 - share) + colours * share
     sheet = Image.new("RGB", (2 * _SHOWN + 12, _SHOWN + 34), "white")
-    sheet.paste(Image.fromarray(film.astype(np.uint8)), (0, 34))
+    sheet.paste(Image.fromarray(image.astype(np.uint8)), (0, 34))
     sheet.paste(Image.fromarray(np.clip(overlay, 0, 255).astype(np.uint8)), (_SHOWN + 12, 34))
     ImageDraw.Draw(sheet).text((6, 8), words, fill="#22303c", font=ImageFont.load_default(16))
     return sheet

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 __all__ = [
     "auc",
     "balanced_accuracy",
+    "best_temperature",
     "bootstrap",
     "calibration_error",
     "class_table",
@@ -18,6 +19,7 @@ __all__ = [
     "coverage_curve",
     "reliability",
     "share_interval",
+    "without_nan",
 ]
 
 Ints = NDArray[np.int64]
@@ -63,7 +65,7 @@ def auc(positive: NDArray[np.bool_], score: Floats) -> float:
 
 
 def reliability(y: Ints, p: Floats, bins: int = 15) -> list[dict[str, float]]:
-    """Equal-width bins of confidence: how often it is right. Empty bins are left out."""
+    """Accuracy in equal-width bins of confidence. Empty bins are left out."""
     confidence, right = p.max(1), p.argmax(1) == y
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     return [
@@ -82,7 +84,7 @@ def calibration_error(y: Ints, p: Floats, bins: int = 15) -> float:
 
 
 def coverage_curve(right: NDArray[np.bool_], confidence: Floats, points: int = 20) -> list[dict[str, float]]:
-    """Accuracy of the most confident share of the films, for shares up to 1."""
+    """Accuracy of the most confident share of the images, for shares up to 1."""
     order = np.argsort(-confidence, kind="stable")
     good = np.cumsum(right[order])
     sizes = sorted({max(1, round(len(right) * i / points)) for i in range(1, points + 1)})
@@ -97,11 +99,11 @@ def bootstrap(
     *,
     of: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals: whole groups (patients) are drawn with replacement.
+    """95 % percentile intervals from a bootstrap: whole groups (patients) are drawn with replacement.
 
-    `figures` takes row numbers and gives named numbers; draws in which one is NaN don't count for it.
-    `of` names the rows (n,) that a share is a share of. Where all of them are right, or none, every draw says the same
-    and the bootstrap knows no doubt: the exact bound for so many patients (Clopper and Pearson) is taken then.
+    `figures` takes row numbers and returns named numbers; draws in which a number is NaN are ignored for it.
+    `of` names the rows (n,) that a share refers to. If all of them are right, or none, every draw gives the same value.
+    The bootstrap interval degenerates here; use Clopper-Pearson (the exact bound for this number of patients).
     """
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(member, kind="stable")
@@ -131,3 +133,31 @@ def share_interval(groups: Sequence[str], right: NDArray[np.bool_], draws: int =
 def _interval(values: Floats) -> list[Any]:
     values = values[~np.isnan(values)]
     return [float(v) for v in np.percentile(values, [2.5, 97.5])] if len(values) else [float("nan")] * 2
+
+
+def best_temperature(logits: NDArray[np.float64], y: NDArray[np.int64]) -> float:
+    """The temperature of least negative log-likelihood, by golden-section search on its logarithm.
+
+    logits (n, k), y (n,); the answer is between 1/20 and 20.
+    """
+
+    def loss(log_t: float) -> float:
+        z = logits / np.exp(log_t)
+        z = z - z.max(1, keepdims=True)
+        return float((np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]).mean())
+
+    low, high = -np.log(20), np.log(20)
+    ratio = (5**0.5 - 1) / 2
+    while high - low > 1e-5:
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+    return float(np.exp((low + high) / 2))
+
+
+def without_nan(value: Any) -> Any:
+    """NaN becomes null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,6 +1,6 @@
-"""MixStyle (Zhou et al. 2021): films of a batch exchange the statistics of their early feature maps.
+"""MixStyle (Zhou et al. 2021): images of a batch exchange the statistics of their early feature maps.
 
-Mean and deviation of an early map say which machine, codec or hospital a film came from more than what it shows.
+Mean and deviation of an early map depend on the machine, codec or hospital more than on the content of the image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from cxrbatch.engines.networks import FeatureNetwork
+from cxrbatch.inference.engines.networks import FeatureNetwork
 
 __all__ = ["exchange_statistics", "mixstyle"]
 
@@ -20,9 +20,9 @@ _BETA = 0.2
 
 
 def exchange_statistics(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """Maps (n, c, h, w) with mean and deviation a channel moved towards those of film `other` (n,) of the batch.
+    """Maps (n, c, h, w) whose mean and deviation per channel are mixed with those of image `other` (n,) of the batch.
 
-    `share` (n, 1, 1, 1), 0..1, is what stays of the own ones.
+    `share` (n, 1, 1, 1), 0..1, is the weight of the image's own statistics.
     """
     mean = x.mean((2, 3), keepdim=True).detach()
     std = (x.var((2, 3), keepdim=True) + 1e-6).sqrt().detach()
@@ -33,13 +33,13 @@ def exchange_statistics(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 @contextmanager
 def mixstyle(net: FeatureNetwork, chance: float) -> Iterator[None]:
-    """Within it each forward pass exchanges statistics with this chance (0..1), after each of the early blocks."""
+    """Within the block, each forward pass mixes statistics with probability `chance` after each of the early blocks."""
 
     def hook(_block: nn.Module, _given: tuple[Tensor, ...], out: Tensor) -> Tensor:
         if torch.rand(()) >= chance:
             return out
         share = torch.distributions.Beta(_BETA, _BETA).sample(torch.Size((len(out), 1, 1, 1)))
-        return exchange_statistics(out, torch.randperm(len(out)), share)
+        return exchange_statistics(out, torch.randperm(len(out)), share.to(out.device))
 
     blocks = [block for place, block in enumerate(net.features) if place in _AFTER_BLOCKS]  # type: ignore[arg-type, var-annotated]
     hooks = [block.register_forward_hook(hook) for block in blocks] if chance else []

@@ -1,8 +1,7 @@
-"""The pictures beside the numbers: training curves, class grid, and one sheet an evaluated set. PNG, no display."""
+"""Plots as PNG files, without a display: training curves, class grid, and one sheet per evaluated set."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cxrbatch.normalize import fit_plane
-from cxrbatch.nouns import PlaneSpec
+from cxrbatch.imaging.normalize import fit_model_input
+from cxrbatch.output_file import new_file
 from cxrbatch.training.preparation import Prepared
+from cxrbatch.types import ModelInputSpec
 
 __all__ = ["plot_class_grid", "plot_curves", "plot_evaluation"]
 
@@ -44,9 +44,12 @@ def _dress(axes: Axes, title: str, x: str = "", y: str = "") -> None:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    part = file.with_suffix(".part")
-    figure.savefig(part, format="png")
-    os.replace(part, file)
+    with new_file(file, _earlier_plot) as png:
+        figure.savefig(png, format="png")
+
+
+def _earlier_plot(first: bytes, last: bytes) -> bool:
+    return first.startswith(b"\x89PNG") and b"tEXtSoftware\0Matplotlib" in first
 
 
 def plot_curves(history: Sequence[dict[str, Any]], file: Path) -> None:
@@ -63,11 +66,11 @@ def plot_curves(history: Sequence[dict[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-def plot_class_grid(films: Prepared, file: Path, columns: int = 8) -> None:
-    """A row of training films a class, as the network will get them (before augmentation)."""
-    labels = np.asarray(films.train_labels)
-    names = films.classes if films.outputs > 1 else ("not " + films.classes[0], films.classes[0])
-    figure = _figure(columns * 1.25, len(names) * 1.45 + 0.4, "Training films by class")
+def plot_class_grid(images: Prepared, file: Path, columns: int = 8) -> None:
+    """One row of training images per class, as the network gets them (before augmentation)."""
+    labels = np.asarray(images.train_labels)
+    names = images.names
+    figure = _figure(columns * 1.25, len(names) * 1.45 + 0.4, "Training images by class")
     for row, name in enumerate(names):
         chosen = np.flatnonzero(labels == row)
         chosen = chosen[np.linspace(0, len(chosen) - 1, min(columns, len(chosen))).astype(int)]
@@ -75,15 +78,15 @@ def plot_class_grid(films: Prepared, file: Path, columns: int = 8) -> None:
             axes = figure.add_subplot(len(names), columns, row * columns + column + 1)
             axes.set_axis_off()
             if column < len(chosen):
-                plane = fit_plane(films.train_pictures[chosen[column]], PlaneSpec(160))
-                axes.imshow(plane, cmap="gray", vmin=0, vmax=255)
+                model_input = fit_model_input(images.train_arrays[chosen[column]], ModelInputSpec(160))
+                axes.imshow(model_input, cmap="gray", vmin=0, vmax=255)
             if column == 0:
                 axes.set_title(f"{name} ({int((labels == row).sum())})", color=_INK, fontsize=9, loc="left")
     _save(figure, file)
 
 
 def plot_evaluation(name: str, found: dict[str, Any], classes: Sequence[str], out: Path) -> None:
-    """One sheet: confusion, ROC, reliability, selective accuracy; of films of no known class, what they were called."""
+    """One sheet: confusion, ROC, reliability, selective accuracy; for images of no known class, their labels."""
     if "disease" not in found:
         _plot_others(name, found, classes, out)
         return
@@ -92,7 +95,7 @@ def plot_evaluation(name: str, found: dict[str, Any], classes: Sequence[str], ou
     figure = _figure(
         10.5,
         8.6,
-        f"{name}: {disease['films']} films, balanced accuracy {100 * disease['balanced_accuracy']:.1f} % "
+        f"{name}: {disease['images']} images, balanced accuracy {100 * disease['balanced_accuracy']:.1f} % "
         f"(95 %: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})",
     )
     grid = figure.subplots(2, 2)
@@ -104,7 +107,7 @@ def plot_evaluation(name: str, found: dict[str, Any], classes: Sequence[str], ou
 
 
 def _plot_others(name: str, found: dict[str, Any], classes: Sequence[str], out: Path) -> None:
-    figure = _figure(10.5, 3.8, f"{name}: {found['films']} films of no class that the disease model knows")
+    figure = _figure(10.5, 3.8, f"{name}: {found['images']} images of no class that the disease model knows")
     left, right = figure.subplots(1, 2)
     if "gate" in found:
         _gate(left, found["gate"])
@@ -121,21 +124,21 @@ def _gate(axes: Axes, gate: dict[str, Any]) -> None:
             axes.stairs(counts, edges, fill=True, color=colour, alpha=0.75, label=f"{kind} ({sum(counts)})")
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
-    _dress(axes, "Gate", "probability of a chest film", "films")
+    _dress(axes, "Gate", "probability of a chest image", "images")
     axes.legend(frameon=False, fontsize=8, loc="upper center")
 
 
 def _called(axes: Axes, called: dict[str, Any], answers: Sequence[str]) -> None:
-    """A bar a label: which share got which answer, and what a person is shown of it."""
+    """One bar per label: the share of each answer, and the share that goes to review."""
     for row, found in enumerate(called.values()):
         start = 0.0
         for colour, answer in zip(_COLOURS, answers, strict=False):
-            share = found["called"][answer] / found["films"]
+            share = found["called"][answer] / found["images"]
             axes.barh(row, share, 0.6, left=start, color=colour, label=answer if row == 0 else None)
             if share > 0.06:
                 axes.text(start + share / 2, row, found["called"][answer], ha="center", va="center", color="white")
             start += share
-    _dress(axes, "Called", "share of the films")
+    _dress(axes, "Called", "share of the images")
     labels = [f"{label}\n{100 * found['sent_to_review']:.0f} % to review" for label, found in called.items()]
     axes.set_yticks(range(len(called)), labels)
     axes.set_ylim(-0.6, len(called) - 0.4)
@@ -169,7 +172,7 @@ def _reliability(axes: Axes, disease: dict[str, Any]) -> None:
     rows = disease["reliability"]
     total = sum(r["count"] for r in rows)
     axes.plot([0, 1], [0, 1], color=_SOFT, linewidth=1, linestyle="--")
-    axes.bar([r["confidence"] for r in rows], [r["count"] / total for r in rows], 0.04, color=_GRID, label="films")
+    axes.bar([r["confidence"] for r in rows], [r["count"] / total for r in rows], 0.04, color=_GRID, label="images")
     axes.plot([r["confidence"] for r in rows], [r["accuracy"] for r in rows], "o-", color=_COLOURS[0], markersize=4)
     _dress(axes, f"Reliability, expected calibration error {disease['ece']:.3f}", "confidence", "share that is right")
     axes.set_xlim(0.2, 1.02)
@@ -183,4 +186,4 @@ def _coverage(axes: Axes, disease: dict[str, Any], end: dict[str, float]) -> Non
     axes.axvline(1 - end["sent_to_review"], color=_SOFT, linewidth=1, linestyle="--")
     low = min(r["accuracy"] for r in rows)
     axes.text(1 - end["sent_to_review"], low, " reported | review ", ha="center", fontsize=8, color=_SOFT)
-    _dress(axes, "Accuracy of the most confident films", "share of films kept", "accuracy")
+    _dress(axes, "Accuracy of the most confident images", "share of images kept", "accuracy")

@@ -1,4 +1,4 @@
-"""From a recipe and a folder to labelled pictures in memory, with everything that can be wrong said first."""
+"""Load the labelled images of a recipe into memory; everything that can be wrong is checked first."""
 
 from __future__ import annotations
 
@@ -12,106 +12,161 @@ from numpy.typing import NDArray
 
 from cxrbatch.errors import Fatal
 from cxrbatch.training.datasets import (
-    Film,
+    LabelledImage,
     data_digest,
     find_folders,
     grouped_split,
     label_matches,
-    read_films,
-    split_films,
+    label_names,
+    listed_paths,
+    read_images,
+    split_images,
 )
 from cxrbatch.training.recipes import Recipe
 
 __all__ = ["Prepared", "prepare"]
 
-_ROOM = 1.15  # pictures are kept a little larger than the plane, so that crops lose nothing
+_GATE_NUMBERS = (1, 0, 2)  # a gate's [classes] name what passes first; see `Prepared`
+_ROOM = 1.15  # images are kept a little larger than the model input, so that crops lose nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Training and validation films, decoded: greys uint8 of about the plane's size, and class numbers.
+    """Training and validation images, decoded: greys uint8 of about the model input's size, and class numbers.
 
-    For a gate class 1 is what passes and `classes` is that one name.
+    For a gate number 1 is what passes, 0 what is no chest image and 2 another view of the chest; `classes` has the
+    name of what passes and, with another view, "FRONTAL". Numbers above those of the classes are the recipe's partial
+    labels.
     """
 
     classes: tuple[str, ...]
-    train: list[Film]
-    train_pictures: list[NDArray[np.uint8]]
+    names: tuple[str, ...]  # of the class numbers, for people
+    train: list[LabelledImage]
+    train_arrays: list[NDArray[np.uint8]]
     train_labels: list[int]
-    val: list[Film]
-    val_pictures: list[NDArray[np.uint8]]
+    val: list[LabelledImage]
+    val_arrays: list[NDArray[np.uint8]]
     val_labels: list[int]
-    unreadable: list[tuple[Film, str]]
+    unreadable: list[tuple[LabelledImage, str]]
     held_out: bool  # validation is a part of the training folder, not a folder of its own
     data_sha256: str
+    targets: NDArray[np.float32]  # (labels, outputs): what each class number, and each partial one, asks for
+    smoothing: NDArray[np.float32]  # (labels,)
+    shares: NDArray[np.float64]  # (labels,) of the images that a balanced epoch draws, summing to 1
 
     @property
     def outputs(self) -> int:
-        return len(self.classes)
+        return int(self.targets.shape[1])
 
 
-def prepare(recipe: Recipe, data: Path, limit: int | None, without_sources: Sequence[str] = ()) -> Prepared:
-    """Find, split, label and read the films. `limit` keeps about so many of each split, every class in it.
+def prepare(
+    recipe: Recipe,
+    data: Path,
+    limit: int | None,
+    without_sources: Sequence[str] = (),
+    without_files: Path | None = None,
+) -> Prepared:
+    """Find, split, label and read the images. `limit` is their approximate number per split, with every class in it.
 
-    `without_sources` leaves out the training films whose source has one of these in its name.
-    Raises Fatal in one sentence: no films, one class only, a class or a split without a film, an unknown source.
+    `without_sources` excludes training images whose source contains one of these names; `without_files` is a CSV whose
+    column `path` names training images to exclude.
+    Raises Fatal: no images, only one class, a class or a split without an image, an unknown source, an unusable list.
     """
     folders = find_folders(data, recipe.data)
-    films = [film for folder in folders for film in folder.films]
-    wanted = recipe.classes or {name: (name,) for name in sorted({f.label for f in films})}
+    images = [image for folder in folders for image in folder.images]
+    wanted = recipe.classes or {name: (name,) for name in sorted({f.label for f in images})}
+    if recipe.role == "gate" and len(wanted) == 3:
+        *two, views = wanted
+        if not any(label_matches(f.label, spelling) for f in images for spelling in wanted[views]):
+            wanted = {name: wanted[name] for name in two}  # without images of other views the gate has one answer
     if len(wanted) < 2:
         raise Fatal(f"{data} has only the class {', '.join(wanted)}; a classifier needs at least two.")
-    number = _numbers(films, wanted)
-    films = [f for f in films if f.label in number]
-    train, val = split_films(films, "train"), split_films(films, "val")
+    number = _numbers(images, wanted, recipe)
+    images = [f for f in images if (f.task, f.label) in number]
+    complete = len(wanted)
+    train, val = split_images(images, "train"), split_images(images, "val")
+    val = [f for f in val if number[f.task, f.label] < complete]
     held_out = recipe.validation == "split" or not val
     if held_out:
-        train, val = grouped_split(train + val, recipe.validation_share, recipe.seed)
+        whole = [f for f in train if number[f.task, f.label] < complete]
+        chosen = {f.group for f in grouped_split(whole, recipe.validation_share, recipe.seed)[1]}
+        val = [*val, *(f for f in whole if f.group in chosen)]
+        train = [f for f in train if f.group not in chosen]
     for left_out in without_sources:
         kept = [f for f in train if left_out not in f.source]
         if len(kept) == len(train):
-            raise Fatal(f"No training film in {data} has a source with '{left_out}' in its name.")
+            raise Fatal(f"No training image in {data} has a source with '{left_out}' in its name.")
+        train = kept
+    if without_files is not None:
+        named = listed_paths(without_files)
+        kept = [f for f in train if f.path.relative_to(data).as_posix() not in named]
+        if len(kept) == len(train):
+            raise Fatal(f"{without_files} names no training image of {data}; its paths are relative to that folder.")
         train = kept
     train, val = (_thinned(part, number, limit) for part in (train, val))
     for name, part in (("training", train), ("validation", val)):
-        there = Counter(number[f.label] for f in part)
+        there = Counter(number[f.task, f.label] for f in part)
         for c, label in enumerate(wanted):
             if not there[c]:
-                there_are = ", ".join(sorted({f.label for folder in folders for f in folder.films}))
+                there_are = ", ".join(sorted({f.label for folder in folders for f in folder.images}))
                 hint = f"; its folders are {there_are}, and a recipe without [classes] takes them as they are"
-                raise Fatal(f"{data} has no film of the class {label} for {name}{hint if recipe.classes else ''}.")
-    longest = round(recipe.plane.size * _ROOM)
-    train, train_pictures, lost = read_films(train, longest)
-    val, val_pictures, lost_too = read_films(val, longest)
-    train_labels, val_labels = ([number[f.label] for f in part] for part in (train, val))
-    if len(set(train_labels)) < len(wanted) or len(set(val_labels)) < len(wanted):
-        raise Fatal(f"Of some class in {data} no film can be read, for example {(lost + lost_too)[0][0].path}.")
+                raise Fatal(f"{data} has no image of the class {label} for {name}{hint if recipe.classes else ''}.")
+    longest = round(recipe.model_input.size * _ROOM)
+    train, train_arrays, lost = read_images(train, longest)
+    val, val_arrays, lost_too = read_images(val, longest)
+    train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
+    if len({c for c in train_labels if c < complete}) < complete or len(set(val_labels)) < complete:
+        raise Fatal(f"Of some class in {data} no image can be read, for example {(lost + lost_too)[0][0].path}.")
+    classes = names = tuple(wanted)
     if recipe.role == "gate":
-        train_labels, val_labels = ([1 - c for c in part] for part in (train_labels, val_labels))
-    classes = tuple(wanted)[:1] if recipe.role == "gate" else tuple(wanted)
+        train_labels, val_labels = ([_GATE_NUMBERS[c] for c in part] for part in (train_labels, val_labels))
+        names = (f"not {names[0]}", names[0], f"{names[0]}, another view")[:complete]
+        classes = (classes[0], "FRONTAL")[: complete - 1]
     digest = data_digest([*train, *val])
     return Prepared(
-        classes, train, train_pictures, train_labels, val, val_pictures, val_labels, lost + lost_too, held_out, digest
-    )
+        classes, names, train, train_arrays, train_labels, val, val_arrays, val_labels,
+        lost + lost_too, held_out, digest,
+        *_targets(recipe, classes, complete),
+    )  # fmt: skip
 
 
-def _numbers(films: list[Film], wanted: dict[str, tuple[str, ...]]) -> dict[str, int]:
-    """Folder label -> class number, for the labels that the recipe uses."""
+def _targets(
+    recipe: Recipe, classes: tuple[str, ...], complete: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Targets, smoothing and shares of a `Prepared`. The partial labels follow the classes."""
+    if recipe.role == "gate":
+        targets = np.array([[0, 0], [1, 1], [1, 0]], np.float32)[:complete, : complete - 1]
+    else:
+        outputs = [*classes, recipe.other] if recipe.other else classes
+        allowed = [[name in one.classes for name in outputs] for one in recipe.partial]
+        whole = np.eye(complete, len(outputs))
+        targets = np.concatenate([whole, np.array(allowed).reshape(-1, len(outputs))]).astype(np.float32)
+    smoothing = [recipe.label_smoothing] * complete + [one.smoothing for one in recipe.partial]
+    partial = [one.share for one in recipe.partial]
+    shares = [(1 - sum(partial)) / complete] * complete + partial
+    return targets, np.array(smoothing, np.float32), np.array(shares)
+
+
+def _numbers(
+    images: list[LabelledImage], wanted: dict[str, tuple[str, ...]], recipe: Recipe
+) -> dict[tuple[str, str], int]:
+    """(task, folder's label) -> class number, for the labels that the recipe uses; a partial label goes first."""
+    spelled = [*enumerate(wanted.values()), *enumerate((one.labels for one in recipe.partial), len(wanted))]
     number = {}
-    for label in {f.label for f in films}:
-        for c, spellings in enumerate(wanted.values()):
-            if any(label_matches(label, spelling) for spelling in spellings):
-                number[label] = c
+    for task, label in {(f.task, f.label) for f in images}:
+        for c, spellings in spelled:
+            if any(label_names(task, label, spelling) for spelling in spellings):
+                number[task, label] = c
     return number
 
 
-def _thinned(films: list[Film], number: dict[str, int], limit: int | None) -> list[Film]:
-    """Every so-manieth film, class by class."""
-    if limit is None or len(films) <= limit:
-        return films
-    kept: list[Film] = []
+def _thinned(images: list[LabelledImage], number: dict[tuple[str, str], int], limit: int | None) -> list[LabelledImage]:
+    """every n-th image per class"""
+    if limit is None or len(images) <= limit:
+        return images
+    kept: list[LabelledImage] = []
     for c in sorted(set(number.values())):
-        these = [f for f in films if number[f.label] == c]
-        share = max(2, round(limit * len(these) / len(films)))
+        these = [f for f in images if number[f.task, f.label] == c]
+        share = max(2, round(limit * len(these) / len(images)))
         kept += [these[i] for i in np.linspace(0, len(these) - 1, min(share, len(these))).astype(int)]
     return kept

@@ -1,4 +1,4 @@
-"""What a training run shows: a bar with the time left on a terminal's stderr, one line an epoch on stdout."""
+"""The output of a training run: on a terminal a progress bar on stderr, and one line per epoch on stdout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Show"]
 
 
 class Show:
-    """Use as a context; call `step` after each batch and `epoch` after each epoch."""
+    """A context manager; call `step` after each batch and `epoch` after each epoch."""
 
     def __init__(self, epochs: int, done: int) -> None:
         console = Console(stderr=True)
@@ -46,6 +46,6 @@ class Show:
             f"epoch {entry['epoch'] + 1}/{self._epochs}  "
             f"train loss {entry['train_loss']:.4f} accuracy {entry['train_accuracy']:.4f}  "
             f"validation loss {entry['val_loss']:.4f} accuracy {entry['val_accuracy']:.4f}  "
-            f"rate {entry['rate']:.1e}  {entry['seconds']:.0f} s{'  kept' if kept else ''}",
+            f"rate {entry['learning_rate']:.1e}  {entry['seconds']:.0f} s{'  kept' if kept else ''}",
             flush=True,
         )

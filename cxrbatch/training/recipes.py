@@ -1,4 +1,4 @@
-"""A training run on one screen: TOML -> a frozen Recipe. The shipped ones are in recipes/, every key commented."""
+"""Recipes of training runs: TOML -> a frozen Recipe. The shipped ones are in recipes/, with a comment for every key."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cxrbatch.errors import Fatal
-from cxrbatch.nouns import PlaneSpec
+from cxrbatch.types import ModelInputSpec
 
 __all__ = [
     "Augmentation",
     "Optimiser",
+    "Partial",
     "Phase",
     "Recipe",
     "Schedule",
@@ -28,36 +29,36 @@ _SHIPPED = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What is done to a training picture. "plain": the usual flips and jitter; "style": `augment.py`."""
+    """The augmentation of training images. "plain": the usual flips and jitter; "style": `augment.py`."""
 
     kind: Literal["plain", "style", "none"] = "plain"
     flip: float = 0.5  # chance
-    rotation: float = 0.0  # degrees either way
-    brightness: float = 0.0  # plain: relative reach, as torchvision's ColorJitter means it
+    rotation: float = 0.0  # degrees in either direction
+    brightness: float = 0.0  # plain: relative range, as in torchvision's ColorJitter
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    look: float = 0.35  # style: chance of each change of look
-    turn: float = 0.0  # style: chance of a quarter or half turn
-    invert: float = 0.0  # style: chance of a negative
+    look: float = 0.35  # style: probability of each change of style
+    turn: float = 0.0  # style: probability of a rotation by 90, 180 or 270 degrees
+    invert: float = 0.0  # style: probability of inverting
     crop: float = 0.18  # style: largest share of a side that is cut off
-    aspect: float = 1.4  # style: largest squash either way
-    thumbnail: float = 0.03  # style: chance of having been tiny once
-    surroundings: float = 0.0  # style: chance of lying on another film, of which the edges are seen
-    scramble: float = 0.0  # gate: chance that a film that should pass is taken to pieces, and should not
+    aspect: float = 1.4  # style: largest change of the aspect ratio, in either direction
+    thumbnail: float = 0.03  # style: probability of shrinking to a thumbnail and enlarging again
+    surroundings: float = 0.0  # style: probability of replacing all but the middle by another image
+    scramble: float = 0.0  # gate: probability that a chest image is scrambled and used as not-chest
 
 
 @dataclass(frozen=True, slots=True)
 class Optimiser:
     name: Literal["sgd", "adam", "adamw"]
-    rate: float
+    learning_rate: float
     momentum: float = 0.9  # sgd only
     weight_decay: float = 0.0  # of weight matrices; never of biases and batch norm
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How the rate falls. It is a function of the step ("cosine"), the epoch ("step") or of progress."""
+    """How the learning rate decreases: with the step ("cosine"), the epoch ("step") or the validation loss."""
 
     name: Literal["constant", "step", "plateau", "cosine"] = "constant"
     milestones: tuple[int, ...] = ()  # step: epochs after which the rate is multiplied by `factor`
@@ -68,40 +69,53 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of epochs with some of the backbone held still (batch-norm statistics too)."""
+    """A number of epochs with a part of the backbone frozen (batch-norm statistics too)."""
 
     epochs: int
-    frozen: int  # feature blocks from the input that do not learn; -1: the whole backbone, only the head learns
-    rate: float | None = None  # instead of the optimiser's
-    size: int | None = None  # pixels: a smaller plane for this phase
+    frozen: int  # feature blocks from the input that are not trained; -1: the whole backbone, only the head is trained
+    learning_rate: float | None = None  # instead of the optimiser's
+    size: int | None = None  # pixels: a smaller model input for this phase
     source_power: float | None = None  # balanced: a source counts by its size ** this; default the recipe's
 
 
 @dataclass(frozen=True, slots=True)
+class Partial:
+    """Labels that say less than a class: one of several classes, none of them, or the recipe's `other`."""
+
+    labels: tuple[str, ...]  # folders, or "task/folder" where a name means different things in different tasks
+    classes: tuple[str, ...]  # the right one is among these; empty: it is none of the recipe's classes
+    share: float  # of the images that a balanced epoch draws, over all sources
+    smoothing: float = 0.1  # share of the loss that asks for all classes alike
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """One training run. `data` and `classes` say which folders and labels are used, and as what."""
+    """One training run. `data` and `classes` select the folders and map labels to classes."""
 
     name: str
-    role: Literal["gate", "disease"]  # gate: one logit and binary cross-entropy; disease: softmax
+    role: Literal["gate", "disease"]  # gate: a logit or two and binary cross-entropy; disease: softmax
     architecture: Literal["mobilenet_v2", "mobilenet_v3_large"]
-    plane: PlaneSpec
+    model_input: ModelInputSpec
     optimiser: Optimiser
     phases: tuple[Phase, ...]
     pretrained: str = "none"  # "imagenet" (a download), "bundle:NAME", a safetensors file, or "none"
     channels: Literal[1, 3] = 1
     normalise: Literal["half", "dataset"] = "half"  # half: mean and std 0.5; dataset: measured on train
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # class -> labels; empty: the folders
+    partial: tuple[Partial, ...] = ()  # disease only; learnt from, never validated on
+    other: str = ""  # disease: a name for one more output, of what is none of the classes; only [[partial]] teaches it
     data: tuple[str, ...] = ()  # folders of --data that are used where present; empty: --data itself
-    validation: Literal["folder", "split"] = "folder"  # split: a share of train, at random
+    validation: Literal["folder", "split"] = "folder"  # split: a share of train, at random, besides val/
     validation_share: float = 0.2
-    batch: int = 32  # pictures
+    batch: int = 32  # images
     sampling: Literal["shuffle", "balanced"] = "shuffle"  # balanced: over class, and over source
-    source_power: float = 0.5  # balanced: 1 is by size, 0 every source of a class alike
-    samples: int = 0  # pictures an epoch when balanced; 0: as many as there are
+    source_power: float = 0.5  # balanced: 1 is by size, 0 gives every source of a class the same weight
+    source_weights: dict[str, float] = field(default_factory=dict)  # balanced: "LABEL/source" or a part of it -> factor
+    samples: int = 0  # images per epoch when balanced; 0: as many as there are
     label_smoothing: float = 0.0
     mixup: float = 0.0  # beta parameter, on half of the batches; 0: none
-    mixstyle: float = 0.0  # chance, at each of two early blocks, of exchanging statistics between films
-    average: float = 0.0  # decay a step of the moving average of the weights; 0: none
+    mixstyle: float = 0.0  # probability, at each of two early blocks, of mixing statistics between images
+    average: float = 0.0  # decay per step of the moving average of the weights; 0: none
     keep: Literal["best", "last"] = "best"  # best: the epoch of lowest validation loss
     class_grid: bool = False  # write class-grid.png before training
     seed: int = 7
@@ -130,13 +144,15 @@ def recipe_file(name_or_file: str | Path) -> Path:
 
 
 def load_recipe(name_or_file: str | Path) -> Recipe:
-    """Read a recipe. Raises Fatal, in one sentence that names the key, when it can't be used."""
+    """Read a recipe. Raises Fatal with the name of the key if it cannot be used."""
     path = recipe_file(name_or_file)
     raw = path.read_bytes()
     try:
         table = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Fatal(f"The recipe {path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise Fatal(f"The recipe {path} is nested too deeply.") from None
     try:
         recipe: Recipe = _build(Recipe, table | {"sha256": hashlib.sha256(raw).hexdigest()}, "")
     except _Unusable as problem:
@@ -150,10 +166,25 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
 def _contradiction(recipe: Recipe) -> str:
     if not recipe.phases or any(phase.epochs < 1 for phase in recipe.phases):
         return "every phase needs at least one epoch, and there must be a phase"
-    if recipe.role == "gate" and len(recipe.classes) != 2:
-        return "a gate needs two [classes]: what passes, named first, and what does not"
+    if recipe.role == "gate" and len(recipe.classes) not in (2, 3):
+        return "a gate needs two [classes]: what passes, named first, and what does not; a third is of other views"
+    if recipe.partial and (recipe.role == "gate" or recipe.sampling != "balanced" or not recipe.classes):
+        return "[[partial]] labels need the role disease, [classes] and balanced sampling"
+    for one in recipe.partial:
+        if unknown := sorted(set(one.classes) - {*recipe.classes, recipe.other}):
+            return f"[[partial]] names {unknown[0]}, which is none of its [classes]"
+        if not (0 < one.share < 1 and 0 <= one.smoothing <= 1):
+            return "the share and smoothing of [[partial]] must be between 0 and 1"
+    if recipe.other in recipe.classes:
+        return f"its other output has the name of a class, {recipe.other}"
+    if recipe.other and not any(recipe.other in one.classes for one in recipe.partial):
+        return f"no [[partial]] label teaches its other output, {recipe.other}"
+    if recipe.source_weights and (recipe.sampling != "balanced" or min(recipe.source_weights.values()) <= 0):
+        return "[source_weights] must be above 0 and need balanced sampling"
+    if sum(one.share for one in recipe.partial) >= 1:
+        return "the shares of [[partial]] leave nothing for the classes"
     if recipe.augmentation.scramble and recipe.role != "gate":
-        return "augmentation.scramble makes films that are no chest, and only a gate has a class for them"
+        return "augmentation.scramble makes images that are no chest, and only a gate has a class for them"
     if recipe.batch < 2:
         return "batch norm needs a batch of at least 2"
     if not 0 < recipe.validation_share < 1:
@@ -162,7 +193,7 @@ def _contradiction(recipe: Recipe) -> str:
 
 
 class _Unusable(Exception):
-    """Says which key is wrong."""
+    """Names the key that is wrong."""
 
 
 def _build(kind: type[Any], table: dict[str, Any], where: str) -> Any:
@@ -181,7 +212,7 @@ def _build(kind: type[Any], table: dict[str, Any], where: str) -> Any:
 
 
 def _value(hint: Any, given: Any, key: str) -> Any:
-    """`given`, checked against (and lists turned into tuples for) the type hint."""
+    """`given`, checked against the type hint, with lists converted to tuples."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         if given not in inner:

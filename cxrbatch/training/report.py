@@ -9,11 +9,11 @@ from rich.table import Table
 
 __all__ = ["percent", "print_report"]
 
-_SOURCES = 30  # rows of a set's table: the largest
+_SOURCES = 30  # rows of a set's table: the largest sources
 
 
 def percent(value: float | None, interval: list[float] | None = None) -> str:
-    """A share as '93.5 %', with its 95 % interval where there is one; a dash for nothing."""
+    """A share as '93.5 %', with its 95 % interval if there is one; a dash for None or NaN."""
     if value is None or value != value:
         return "-"
     text = f"{100 * value:.1f} %"
@@ -30,9 +30,14 @@ def print_report(result: dict[str, Any], console: Console) -> None:
     """Print what `evaluate` returned."""
     console.print(f"[bold]{result['bundle']} {result['version']}[/bold], split {result['split']}, {result['engine']}")
     for name, found in result["sets"].items():
-        console.rule(f"{name}: {found['films']} films")
+        console.rule(f"{name}: {found['images']} images")
         if "disease" in found:
             _disease(console, found)
+        if sets := found.get("label_sets"):
+            console.print(
+                f"label sets: right class named {percent(sets['coverage'], sets['intervals']['coverage'])}, "
+                f"{sets['mean_size']:.2f} classes named"
+            )
         if "gate" in found:
             _gate(console, found["gate"])
         for label, called in found["called"].items():
@@ -40,7 +45,8 @@ def print_report(result: dict[str, Any], console: Console) -> None:
             i = called["intervals"]
             console.print(
                 f"{label}: called {said}; sent to review {percent(called['sent_to_review'], i['sent_to_review'])}, "
-                f"review or not NORMAL {percent(called['review_or_not_normal'], i['review_or_not_normal'])}"
+                f"review or not NORMAL {percent(called['review_or_not_normal'], i['review_or_not_normal'])}, "
+                f"AUC of abnormal against these {_number(called['abnormal_auc'])}"
             )
     for path, why in result.get("unreadable", ())[:20]:
         console.print(f"[yellow]not read:[/yellow] {path}: {why}", markup=True, highlight=False)
@@ -54,7 +60,7 @@ def _disease(console: Console, found: dict[str, Any]) -> None:
         f"{percent(d['balanced_accuracy'], i['balanced_accuracy'])}   ECE {d['ece']:.3f}   "
         f"NORMAL against the rest, AUC {_number(d.get('normal_auc'))}"
     )
-    table = Table("class", "precision", "recall (95 %)", "F1", "AUC", "films", "called", box=None, pad_edge=False)
+    table = Table("class", "precision", "recall (95 %)", "F1", "AUC", "images", "called", box=None, pad_edge=False)
     for row, (label, c) in enumerate(d["per_class"].items()):
         said = " ".join(f"{n:>4}" for n in d["confusion"][row])
         table.add_row(
@@ -68,12 +74,12 @@ def _disease(console: Console, found: dict[str, Any]) -> None:
         f"errors to review {percent(e['errors_sent_to_review'], e['intervals']['errors_sent_to_review'])}, "
         f"accuracy of what is reported {percent(e['accuracy_of_reported'], e['intervals']['accuracy_of_reported'])}"
     )
-    table = Table("class", "source", "films", "recall (95 %)", "to review", "called", box=None, pad_edge=False)
-    shown = sorted(found["sources"], key=lambda r: -r["films"])[:_SOURCES]
+    table = Table("class", "source", "images", "recall (95 %)", "to review", "called", box=None, pad_edge=False)
+    shown = sorted(found["sources"], key=lambda r: -r["images"])[:_SOURCES]
     for r in sorted(shown, key=lambda r: (r["label"], r["source"])):
         said = ", ".join(f"{k} {n}" for k, n in r["called"].items())
         table.add_row(
-            r["label"], r["source"], str(r["films"]), percent(r["recall"], r["interval"]),
+            r["label"], r["source"], str(r["images"]), percent(r["recall"], r["interval"]),
             percent(r["sent_to_review"]), said,
         )  # fmt: skip
     console.print(table)
@@ -85,8 +91,9 @@ def _gate(console: Console, gate: dict[str, Any]) -> None:
     i = gate["intervals"]
     console.print(
         f"gate: chest passed {percent(gate['chest_passed'], i['chest_passed'])}, "
-        f"not-chest rejected {percent(gate['not_chest_rejected'], i['not_chest_rejected'])}"
+        f"not-chest rejected {percent(gate['not_chest_rejected'], i['not_chest_rejected'])}, "
+        f"lateral not passed {percent(gate['lateral_not_passed'], i['lateral_not_passed'])}"
     )
     for r in gate["sources"]:
-        if r["right"] < 1 and r["label"] in ("CHEST", "NOT_CHEST"):
-            console.print(f"  {r['label']} {r['source']}: {r['films']} films, right {percent(r['right'])}")
+        if r["right"] < 1 and r["label"] in ("CHEST", "NOT_CHEST", "LATERAL"):
+            console.print(f"  {r['label']} {r['source']}: {r['images']} images, right {percent(r['right'])}")

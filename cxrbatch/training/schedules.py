@@ -1,4 +1,4 @@
-"""How the learning rate falls."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 from cxrbatch.training.checkpoint import Progress
 from cxrbatch.training.recipes import Schedule
 
-__all__ = ["rate_of", "watch_plateau"]
+__all__ = ["learning_rate_of", "watch_plateau"]
 
 
-def rate_of(schedule: Schedule, base: float, epoch: int, step: int, steps: int, plateau_share: float) -> float:
-    """The rate at an epoch and step (both counted from 0 in the phase of `steps` steps)."""
+def learning_rate_of(schedule: Schedule, base: float, epoch: int, step: int, steps: int, plateau_share: float) -> float:
+    """The learning rate at an epoch and step (both counted from 0 within the phase of `steps` steps)."""
     if schedule.name == "step":
         return float(base * schedule.factor ** sum(epoch >= m for m in schedule.milestones))
     if schedule.name == "plateau":
@@ -24,7 +24,7 @@ def rate_of(schedule: Schedule, base: float, epoch: int, step: int, steps: int, 
 
 
 def watch_plateau(schedule: Schedule, progress: Progress, val_loss: float) -> None:
-    """Cut the rate's share when validation has not improved for more than `patience` epochs."""
+    """Reduce the rate if validation has not improved for more than `patience` epochs (torch's ReduceLROnPlateau)."""
     if val_loss < progress.plateau_loss:
         progress.plateau_loss, progress.waited = val_loss, 0
         return

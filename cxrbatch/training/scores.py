@@ -1,4 +1,4 @@
-"""Every number that a bundle gives for a set of labelled films, read from their files."""
+"""Compute all outputs of a bundle for a set of labelled image files."""
 
 from __future__ import annotations
 
@@ -8,44 +8,67 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.bundles import Bundle, Stage
-from cxrbatch.cascade import ood_scores
-from cxrbatch.engines.protocol import Engine
 from cxrbatch.errors import Rejected
-from cxrbatch.nouns import PlaneSpec
-from cxrbatch.training.datasets import Film, label_matches, read_planes
+from cxrbatch.inference.bundle import Bundle, ModelSpec
+from cxrbatch.inference.cascade import gate_probabilities, ood_scores, other_probability
+from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL, Assessment, Thresholds, assess
+from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.training.datasets import LabelledImage, label_matches, read_decoded
+from cxrbatch.types import Decision, DecodedImage
 
-__all__ = ["Scores", "probabilities_of", "score_films", "targets_of"]
+__all__ = ["Scores", "assess_each", "probabilities_of", "score_images", "targets_of"]
 
-_BATCH = 32  # pictures: bounds the memory, and suits the engines
+_BATCH = 32  # images: limits the memory and is fast on all engines
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a bundle says of n films that could be read, in their order. Nothing is hidden by the gate."""
+    """The outputs of a bundle for n readable images, in order, also for images that the gate rejects."""
 
-    films: tuple[Film, ...]
-    unreadable: tuple[tuple[Film, str], ...]
-    gate: NDArray[np.float64] | None  # (n,) calibrated probability of a chest film
+    images: tuple[LabelledImage, ...]
+    unreadable: tuple[tuple[LabelledImage, str], ...]
+    gate: NDArray[np.float64] | None  # (n,) calibrated probability of a chest image
+    frontal: NDArray[np.float64] | None  # (n,) that of a frontal one; None where the gate has no such output
     logits: NDArray[np.float64]  # (n, classes), before temperature
     probabilities: NDArray[np.float64]  # (n, classes), calibrated
     features: NDArray[np.float32]  # (n, d)
     ood: NDArray[np.float64] | None  # (n,), above 1: unlike the training data
-    passed: NDArray[np.bool_]  # (n,) the gate
-    review: NDArray[np.bool_]  # (n,) by confidence, by `ood`, or by a gate that is unsure
+    other: NDArray[np.float64] | None  # (n,) probability of none of the classes; None: the bundle does not know it
+    quality_flags: tuple[tuple[str, ...], ...]  # (n,) as the decoder gives them
+    grey_mean: NDArray[np.float64]  # (n,) 0..255
+    assessments: tuple[Assessment, ...]  # (n,) what a scan would say
+
+    @property
+    def passed(self) -> NDArray[np.bool_]:
+        """(n,) whether the gate takes it for a frontal chest image, so that the disease model has a say."""
+        return np.array([a.label not in (NOT_CHEST, NOT_FRONTAL) for a in self.assessments], bool)
+
+    @property
+    def rejected(self) -> NDArray[np.bool_]:
+        """(n,) whether the gate takes it for no chest image at all."""
+        return np.array([a.label == NOT_CHEST for a in self.assessments], bool)
+
+    @property
+    def review(self) -> NDArray[np.bool_]:
+        """(n,) whether a scan would send the image to review, for any reason."""
+        return np.array([a.decision is Decision.NEEDS_REVIEW for a in self.assessments], bool)
 
     def chosen(self, mask: NDArray[np.bool_]) -> Scores:
-        """The same for the films of `mask` (n,)."""
+        """The same for the images of `mask` (n,)."""
+        rows = np.flatnonzero(mask)
         return Scores(
-            tuple(f for f, keep in zip(self.films, mask, strict=True) if keep),
+            tuple(self.images[i] for i in rows),
             (),
             None if self.gate is None else self.gate[mask],
+            None if self.frontal is None else self.frontal[mask],
             self.logits[mask],
             self.probabilities[mask],
             self.features[mask],
             None if self.ood is None else self.ood[mask],
-            self.passed[mask],
-            self.review[mask],
+            None if self.other is None else self.other[mask],
+            tuple(self.quality_flags[i] for i in rows),
+            self.grey_mean[mask],
+            tuple(self.assessments[i] for i in rows),
         )
 
 
@@ -57,64 +80,110 @@ def probabilities_of(logits: NDArray[np.float64], temperature: float) -> NDArray
     return shares
 
 
-def targets_of(films: Sequence[Film], classes: Sequence[str]) -> NDArray[np.int64]:
-    """The class index (n,) of each film's label; -1 where the label is none of the classes."""
-    known = {f.label: -1 for f in films}
+def targets_of(images: Sequence[LabelledImage], classes: Sequence[str]) -> NDArray[np.int64]:
+    """The class index (n,) of each image's label; -1 where the label is none of the classes."""
+    known = {f.label: -1 for f in images}
     for label in known:
         known[label] = next((i for i, name in enumerate(classes) if label_matches(label, name)), -1)
-    return np.array([known[f.label] for f in films], np.int64)
+    return np.array([known[f.label] for f in images], np.int64)
 
 
-def score_films(bundle: Bundle, films: Sequence[Film], engine: Engine) -> Scores:
-    """Decode and score. Films that can't be read are listed with the reason, not scored."""
-    gate, disease = bundle.gate, bundle.disease
+def score_images(bundle: Bundle, images: Sequence[LabelledImage], engine: InferenceEngine) -> Scores:
+    """Decode and score. Images that can't be read are listed with the reason, not scored."""
+    gate, disease, thresholds = bundle.gate, bundle.disease, Thresholds.of(bundle)
     run_gate = engine.load(gate) if gate else None
     run_disease = engine.load(disease)
-    read: list[Film] = []
-    unreadable: list[tuple[Film, str]] = []
-    chest, logits, features = [], [], []
-    for start in range(0, len(films), _BATCH):
-        pictures = []
-        for film in films[start : start + _BATCH]:
+    read: list[LabelledImage] = []
+    flags: list[tuple[str, ...]] = []
+    views: list[str] = []
+    grey_means: list[float] = []
+    unreadable: list[tuple[LabelledImage, str]] = []
+    # One empty batch, so that concatenation works if no image is readable.
+    chest = [np.zeros((0, len(gate.classes) if gate else 1))]
+    logits = [np.zeros((0, len(disease.classes)))]
+    features: list[NDArray[np.float32]] = []
+    for start in range(0, len(images), _BATCH):
+        decoded: list[DecodedImage] = []
+        for image in images[start : start + _BATCH]:
             try:
-                pictures.append(read_planes(film.path, bundle.plane_specs))
+                decoded.append(read_decoded(image.path, bundle.input_specs))
             except (Rejected, OSError) as error:
-                unreadable.append((film, str(error)))
+                unreadable.append((image, str(error)))
             else:
-                read.append(film)
-        if not pictures:
+                read.append(image)
+        if not decoded:
             continue
+        flags += [each.facts.quality_flags for each in decoded]
+        views += [each.facts.view_position for each in decoded]
+        grey_means += [np.nan if each.facts.grey_mean is None else each.facts.grey_mean for each in decoded]
         if gate is not None and run_gate is not None:
-            z, _ = run_gate(_planes(pictures, gate))
-            chest.append(1 / (1 + np.exp(-z[:, 0].astype(np.float64) / gate.temperature)))
-        z, f = run_disease(_planes(pictures, disease))
+            z, _ = run_gate(_model_inputs(decoded, gate))
+            chest.append(gate_probabilities(z, gate.temperature))
+        z, f = run_disease(_model_inputs(decoded, disease))
         logits.append(z.astype(np.float64))
         features.append(f)
-    if not read:
-        return _nothing(unreadable, len(disease.classes), gate is not None, disease.ood is not None)
-    all_logits, all_features = np.concatenate(logits), np.concatenate(features)
+    all_logits = np.concatenate(logits)
+    all_features = np.concatenate(features) if features else np.zeros((0, 1), np.float32)
     probabilities = probabilities_of(all_logits, disease.temperature)
-    ood = ood_scores(all_features, disease.ood) if disease.ood else None
-    doubtful = probabilities.max(1) < disease.threshold
-    if ood is not None:
-        doubtful |= ood > 1
-    gate_probability = np.concatenate(chest) if chest else None
-    passed = np.ones(len(read), bool)
-    if gate is not None and gate_probability is not None:
-        passed = gate_probability >= gate.threshold
-        doubtful = np.where(passed, doubtful, gate_probability >= gate.manifest.get("review_from", gate.threshold))
+    ood = None
+    if disease.ood:
+        ood = ood_scores(all_features, disease.ood) if features else np.zeros(0)
+    other = None
+    if disease.other:
+        other = other_probability(all_logits, all_features, disease) if features else np.zeros(0)
+    answers = np.concatenate(chest)
+    gate_probability = answers[:, 0] if gate is not None else None
+    frontal = answers[:, 1] if gate is not None and len(gate.classes) > 1 else None
     return Scores(
-        tuple(read), tuple(unreadable), gate_probability, all_logits, probabilities, all_features, ood, passed, doubtful
+        tuple(read),
+        tuple(unreadable),
+        gate_probability,
+        frontal,
+        all_logits,
+        probabilities,
+        all_features,
+        ood,
+        other,
+        tuple(flags),
+        np.array(grey_means, np.float64),
+        assess_each(thresholds, gate_probability, probabilities, ood, flags, frontal, views, other),
     )
 
 
-def _planes(pictures: Sequence[dict[PlaneSpec, NDArray[np.uint8]]], stage: Stage) -> NDArray[np.uint8]:
-    return np.stack([planes[stage.plane] for planes in pictures])
+def assess_each(
+    thresholds: Thresholds,
+    gate: NDArray[np.float64] | None,
+    probabilities: NDArray[np.float64],
+    ood: NDArray[np.float64] | None,
+    quality_flags: Sequence[tuple[str, ...]],
+    frontal: NDArray[np.float64] | None = None,
+    views: Sequence[str] | None = None,
+    other: NDArray[np.float64] | None = None,
+) -> tuple[Assessment, ...]:
+    """What a scan would decide about n images: gate (n,), probabilities (n, classes), ood (n,), flags of each.
 
-
-def _nothing(unreadable: list[tuple[Film, str]], classes: int, gated: bool, with_ood: bool) -> Scores:
-    none = np.zeros((0, classes))
-    return Scores(
-        (), tuple(unreadable), np.zeros(0) if gated else None, none, none, np.zeros((0, 1), np.float32),
-        np.zeros(0) if with_ood else None, np.zeros(0, bool), np.zeros(0, bool),
+    `frontal` (n,) is the gate's second answer, `views` the ViewPosition of each header and `other` (n,) the probability
+    of none of the classes, where there are any.
+    """
+    nothing: list[float | None] = [None] * len(quality_flags)
+    each = zip(
+        nothing if gate is None else gate.tolist(),
+        probabilities.tolist(),
+        nothing if ood is None else ood.tolist(),
+        quality_flags,
+        nothing if frontal is None else frontal.tolist(),
+        [""] * len(quality_flags) if views is None else views,
+        nothing if other is None else other.tolist(),
+        strict=True,
+    )
+    return tuple(
+        assess(
+            thresholds, gate_probability=g, probabilities=p, ood_score=d, quality_flags=q,
+            frontal_probability=f, view_position=v, other_probability=o,
+        )
+        for g, p, d, q, f, v, o in each
     )  # fmt: skip
+
+
+def _model_inputs(images: Sequence[DecodedImage], stage: ModelSpec) -> NDArray[np.uint8]:
+    return np.stack([image.model_inputs[stage.model_input] for image in images])

@@ -1,6 +1,6 @@
 """The first tables and the view results.
 
-Frozen: it imports nothing of cxrbatch, so that it makes tomorrow what it makes today.
+Frozen: it imports nothing from cxrbatch, so that its result never changes.
 
 Revision ID: 0001
 """

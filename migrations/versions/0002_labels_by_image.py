@@ -1,9 +1,9 @@
-"""An index for the question that people ask the view first: how many of each label?
+"""An index for the most common query on the view: how many files of each label?
 
-SQLite joins images even where only files are counted; with the image's id in the index it needs no row of files for
-that, and comes to the images in their order.
+SQLite joins images even if only files are counted. With the image's id in the index, it reads no row of files for that
+and reads the images in their order.
 
-Frozen: it imports nothing of cxrbatch, so that it makes tomorrow what it makes today.
+Frozen: it imports nothing from cxrbatch, so that its result never changes.
 
 Revision ID: 0002
 """

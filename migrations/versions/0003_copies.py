@@ -1,8 +1,8 @@
-"""A mark on paths that came to a content which another path had held: which files hold the same picture?
+"""Mark paths that got a content which another path already held: which files hold the same image?
 
-Without it that question reads the index on contents from end to end.
+Without the mark, that query reads the whole index on contents.
 
-Frozen: it imports nothing of cxrbatch, so that it makes tomorrow what it makes today.
+Frozen: it imports nothing from cxrbatch, so that its result never changes.
 
 Revision ID: 0003
 """

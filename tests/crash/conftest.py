@@ -1,4 +1,4 @@
-"""Places to crash in. How much of each test runs is said by CXRBATCH_CRASH_N (see the Makefile); a share by default."""
+"""Fixtures of the crash tests. CXRBATCH_CRASH_N says how much of each test runs (see the Makefile)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from server import OwnPostgres
 
-from making import make_bundle
-from watching import Place, some_files
+from factories import make_bundle
+from watchers import Place, some_files
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> dict[str, tuple[Any, ...]]:
-    """The rows of `some_files` when nothing goes wrong."""
+    """The rows of `some_files` after an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     place = Place(folder, f"sqlite:///{folder}/store.db", bundle)
     some_files(place.incoming)
@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> dict[
 
 @pytest.fixture
 def new_place(tmp_path: Path, bundle: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Place]]:
-    """Makes a place with `some_files` on a fresh store of the kind "sqlite" or "postgres"."""
+    """Creates a `Place` with `some_files` and a new store, "sqlite" or "postgres"."""
     made: list[Place] = []
 
     def new(kind: str) -> Place:

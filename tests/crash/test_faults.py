@@ -1,4 +1,4 @@
-"""The N-th call fails; the fault clears; nothing is lost. In the daemon's own process, with everything else real."""
+"""The N-th call fails; the fault clears; nothing is lost. Faults are injected into a real daemon process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from server import OwnPostgres
 from test_receiving import free_port, listens, send
 
-from cxrbatch.dicom.receiver import file_name
+from cxrbatch.intake.receiver import file_name
 from faults import DATABASE_CALLS, FILE_CALLS, RECEIVER_CALLS
-from road import film
+from pipelines import image
 from test_receiver import instance
-from watching import CRASH_N, PATIENCE_S, Place, Process
+from watchers import CRASH_N, WAIT_LIMIT_S, Place, Process
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
@@ -28,7 +28,7 @@ ERRORS = {
     **dict.fromkeys(DATABASE_CALLS, ("OperationalError", "MemoryError")),
 }
 PAIRS = [(call, error) for call, errors in ERRORS.items() for error in errors]
-#: While a daemon starts, calls fail that never come again, and "connect" comes only then.
+#: A starting daemon makes calls that it never makes again; "connect" is one of them.
 AT_THE_START = [
     (call, error, nth)
     for call in ("scandir", "stat", "connect", "execute", "commit", "committed")
@@ -58,11 +58,11 @@ def test_the_nth_call_fails(
     error: str,
     nth: int,
 ) -> None:
-    """The daemon survives it, or ends and is started again as systemd would: both are fine, a lost file is not."""
+    """The daemon survives, or ends and is started again as by systemd. Both are fine; a lost file is not."""
     place = new_place(kind)
     env = {"CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_BATCH_SIZE": "2", "CXRBATCH_LEASE_S": "2"}
     daemon = place.start(**env, TEST_FAULT=f"{call}:{error}:{nth}")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + WAIT_LIMIT_S
     while place.rows() != undisturbed and time.monotonic() < deadline:
         if daemon.poll() is not None:
             daemon = place.start(**env)
@@ -77,7 +77,7 @@ def test_the_nth_call_fails(
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"] if CRASH_N else ["sqlite"])
 def test_calls_that_fail_one_after_the_other(new_place: Callable[[str], Place], kind: str) -> None:
-    """One store, one folder, new films for each fault: in the daemon, its decode processes and its receiver."""
+    """One store and folder, new images for each fault; faults in the daemon, its decode processes and its receiver."""
     place = new_place(kind)
     plan, port = place.cwd / "plan", free_port()
     env = {"CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_BATCH_SIZE": "2", "CXRBATCH_LEASE_S": "2"}
@@ -99,15 +99,15 @@ def test_calls_that_fail_one_after_the_other(new_place: Callable[[str], Place], 
         (place.cwd / "next plan").write_text(f"{number}:{call}:{error}:{nth}")
         (place.cwd / "next plan").rename(plan)
         for extra in range(3):
-            film(place.incoming / f"{number}" / f"{extra}.png", 5000 + 3 * number + extra)
+            image(place.incoming / f"{number}" / f"{extra}.png", 5000 + 3 * number + extra)
         acknowledged: list[str] = []
         sent = [instance(seed=10 * number + extra) for extra in range(2)] if call in RECEIVER_CALLS else []
-        for dataset in sent:  # until it is taken, as senders do
+        for dataset in sent:  # until it is accepted, as senders do
             for _ in range(5):
                 if str(dataset.SOPInstanceUID) not in acknowledged:
                     send(port, dataset, acknowledged)
         assert len(acknowledged) == len(sent), (call, error, nth)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + WAIT_LIMIT_S
         while not all_there():
             assert time.monotonic() < deadline, (call, error, nth, place.rows(), place.log[-3000:])
             if daemon.poll() is not None:
@@ -131,7 +131,7 @@ def test_an_unreadable_file_is_read_once_it_can_be(new_place: Callable[[str], Pl
     daemon = place.start(CXRBATCH_TRUNCATED_TRIES="100")
     place.wait(lambda: place.rows().get("cut.png", ("",))[0] == "retry", daemon)
     assert place.rows()["cut.png"][3] == "truncated"
-    film(place.incoming / "cut.png", 77)
+    image(place.incoming / "cut.png", 77)
     place.wait(lambda: place.rows()["cut.png"][0] == "done", daemon)
     assert place.stop(daemon) == 0
 
@@ -139,13 +139,13 @@ def test_an_unreadable_file_is_read_once_it_can_be(new_place: Callable[[str], Pl
 def test_a_postgres_that_goes_away_and_comes_back(
     new_place: Callable[[str], Place], undisturbed: dict[str, tuple[Any, ...]], postgres_url: str
 ) -> None:
-    """Its back-ends are terminated again and again while films come in."""
+    """Its back-ends are terminated repeatedly while images come in."""
     place = new_place("postgres")
     daemon = place.start(CXRBATCH_TRUNCATED_TRIES="1", TEST_SLOW_S="0.2", CXRBATCH_BATCH_SIZE="2")
     name = place.url.rpartition("/")[2].partition("?")[0]
     began = time.monotonic()
     for extra in range(10 if CRASH_N == 0 else 100):
-        film(place.incoming / "more" / f"{extra}.png", 3000 + extra)
+        image(place.incoming / "more" / f"{extra}.png", 3000 + extra)
         place.ask(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE datname = '{name}' AND pid <> pg_backend_pid()"
@@ -163,7 +163,7 @@ def test_a_postgres_that_goes_away_and_comes_back(
 def test_postgres_stopped_for_a_while(
     new_place: Callable[[str], Place], undisturbed: dict[str, tuple[Any, ...]], own_postgres: OwnPostgres
 ) -> None:
-    """Killed, away, started again: no loss, hardly a line of log, memory as before."""
+    """Killed, down for a while, started again: no loss, few log lines, memory as before."""
     place = new_place("sqlite")
     place.url = own_postgres.url
     assert place.run("upgrade", command="db") == 0
@@ -172,7 +172,7 @@ def test_postgres_stopped_for_a_while(
     own_postgres.kill()
     lines, memory = place.log.count("\n"), psutil.Process(daemon.pid).memory_info().rss
     for extra in range(20):
-        film(place.incoming / "more" / f"{extra}.png", 4000 + extra)
+        image(place.incoming / "more" / f"{extra}.png", 4000 + extra)
     away_s = 60 if CRASH_N else 6
     time.sleep(away_s)
     assert daemon.poll() is None
@@ -214,7 +214,7 @@ def test_a_disk_that_is_full_under_the_store(
 def test_a_share_that_is_unmounted_for_a_while(
     new_place: Callable[[str], Place], undisturbed: dict[str, tuple[Any, ...]]
 ) -> None:
-    """What is left is an empty mount point, which is not an empty folder."""
+    """An empty mount point is left, which must not be taken for an empty folder."""
     place = new_place("sqlite")
     share, behind = place.cwd / "in", place.cwd / "behind"
     share.rename(behind)
@@ -233,7 +233,7 @@ def test_a_share_that_is_unmounted_for_a_while(
             time.sleep(30 if CRASH_N else 3)
             assert place.rows() == undisturbed
             assert place.log.count("folder_paused") == 1
-        film(behind / "meanwhile.png", 5)
+        image(behind / "meanwhile.png", 5)
         bind(behind, share)
         place.wait(lambda: "folder_back" in place.log and "meanwhile.png" in place.rows() and place.settled(), daemon)
         assert place.stop(daemon) == 0
@@ -248,7 +248,7 @@ def test_a_share_that_is_unmounted_for_a_while(
 def test_a_folder_that_is_mounted_read_only(
     new_place: Callable[[str], Place], undisturbed: dict[str, tuple[Any, ...]]
 ) -> None:
-    """All that watch wants to do there is read."""
+    """`watch` only reads there."""
     place = new_place("sqlite")
     try:
         bind(place.incoming, place.incoming)

@@ -1,4 +1,4 @@
-"""kill -9 at each named point of the daemon (cxrbatch/crash.py), then an ordinary run: nothing is lost or doubled."""
+"""kill -9 at each failpoint of the daemon (cxrbatch/failpoints.py), then a normal run: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import cxrbatch
-from watching import CRASH_N, Place
+from dicom_results import OUTBOX_POINTS
+from watchers import CRASH_N, Place
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
@@ -27,9 +28,9 @@ POINTS = [
     "claim.committed",
     "worker.given",
     "worker.decoded",
-    "road.decoded",
-    "road.batched",
-    "road.scored",
+    "pipeline.decoded",
+    "pipeline.batched",
+    "pipeline.scored",
     "record.begun",
     "record.images",
     "record.predictions",
@@ -43,6 +44,7 @@ POINTS = [
     "release.before_commit",
 ]
 RECEIVER_POINTS = [f"receiver.{what}" for what in ("received", "written", "synced", "renamed", "stored")]
+REVIEW_POINTS = [f"review.{what}" for what in ("written", "before_commit", "committed")]  # test_review_browser.py
 OCCURRENCES = (1, 2, 3, 4, 5) if CRASH_N >= 100 else (1, 2)
 EVERY = [
     (point, occurrence, kind)
@@ -54,8 +56,13 @@ SHARE = [("claim.committed", 1, "sqlite"), ("record.before_commit", 2, "sqlite")
 
 def test_the_list_is_complete() -> None:
     package = Path(cxrbatch.__file__).parent
-    named = {name for file in package.rglob("*.py") for name in re.findall(r'crash_point\("(.+?)"\)', file.read_text())}
-    assert named == {*POINTS, *RECEIVER_POINTS}
+    named = {name for file in package.rglob("*.py") for name in re.findall(r'failpoint\("(.+?)"\)', file.read_text())}
+    assert named == {
+        *POINTS,
+        *RECEIVER_POINTS,
+        *REVIEW_POINTS,
+        *OUTBOX_POINTS,
+    }  # test_send.py kills at those of the outbox
 
 
 @pytest.mark.parametrize(("point", "occurrence", "kind"), EVERY if CRASH_N else SHARE)
@@ -67,9 +74,9 @@ def test_kill_at(
     kind: str,
 ) -> None:
     place = new_place(kind)
-    env = {"CXRBATCH_CRASH_AT": f"{point}:{occurrence}", "CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_BATCH_SIZE": "2"}
+    env = {"CXRBATCH_FAILPOINT": f"{point}:{occurrence}", "CXRBATCH_TRUNCATED_TRIES": "1", "CXRBATCH_BATCH_SIZE": "2"}
     if kind == "postgres":
-        env["CXRBATCH_LEASE_S"] = "2"  # the dead one's have to run out before its files are taken over
+        env["CXRBATCH_LEASE_S"] = "2"  # the dead daemon's leases must expire before its files are taken over
     expected = undisturbed
     if point.startswith("worker"):  # every worker dies at its n-th file: a few files are enough
         expected = {name: undisturbed[name] for name in ("0/0.png", "1/1.png", "2/2.png", "0/3.png", "junk.dcm")}
@@ -80,6 +87,8 @@ def test_kill_at(
         gone.write_bytes(b"once upon a time")
         assert place.run("--once", CXRBATCH_TRUNCATED_TRIES="1") == 3
         gone.unlink()
+    if point.startswith("worker"):  # tried again after this daemon has ended
+        env |= {"CXRBATCH_RETRY_FIRST_S": "600", "CXRBATCH_RETRY_MOST_S": "600"}
     if point.startswith("renew"):
         env |= {"CXRBATCH_LEASE_S": "2", "TEST_SLOW_S": "1"}
     code = place.run("--once", **env)
@@ -91,9 +100,11 @@ def test_kill_at(
     if not reached:
         place.check(expected)
         return
-    if point.startswith("worker") and occurrence == 1:  # each worker dies on its first file: that is a reason
-        assert "decoder_crashed" in {row[3] for row in place.rows().values()} <= {"decoder_crashed", "not_an_image"}
-        assert place.run("--reason", "decoder_crashed", command="retry") == 0
+    if point.startswith("worker") and occurrence == 1:  # each worker is killed at its first file: no file's fault
+        reasons = {row[3] for row in place.rows().values()}
+        assert "decode_interrupted" in reasons <= {"decode_interrupted", "not_an_image"}
+        assert {row[0] for row in place.rows().values() if row[3] == "decode_interrupted"} == {"retry"}
+        assert place.run("--reason", "decode_interrupted", command="retry") == 0
     ready = place.log.count(" ready ")
     daemon = place.start(CXRBATCH_TRUNCATED_TRIES="1")  # not --once: that would not wait for leases to run out
     place.wait(lambda: place.log.count(" ready ") > ready and place.rows() == expected, daemon)

@@ -1,4 +1,4 @@
-"""Films come in over the network while the receiver is killed: what was acknowledged is there, and nothing else."""
+"""Images come in over the network while the receiver is killed: what was acknowledged is there, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ import pytest
 from pynetdicom import AE, build_context
 from test_kill_points import RECEIVER_POINTS
 
-from cxrbatch.dicom.receiver import file_name
+from cxrbatch.intake.receiver import file_name
 from test_receiver import CLASSES, MALFORMED, instance
-from watching import CRASH_N, PATIENCE_S, Place, Process, kill_group
+from watchers import CRASH_N, WAIT_LIMIT_S, Place, Process, kill_group
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
 ENV = {
     "CXRBATCH_TRUNCATED_TRIES": "1",
     "CXRBATCH_MAX_ASSOCIATIONS": "300",
+    "CXRBATCH_MAX_ASSOCIATIONS_PER_PEER": "0",
     "CXRBATCH_MAX_FILE_MIB": "1",
     "CXRBATCH_MIN_FREE_MIB": "1",
 }
@@ -63,12 +64,12 @@ def send_all(port: int, datasets: list[pydicom.FileDataset]) -> list[str]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE_S)
+        thread.join(WAIT_LIMIT_S)
     return acknowledged
 
 
 def check(place: Place, sent: list[pydicom.FileDataset], acknowledged: list[str], port: int) -> None:
-    """Start again, and look: every acknowledged film is on the disk, whole, and scored; nothing half is left."""
+    """Start again: every acknowledged image is on disk, complete and scored; no partial file is left."""
     daemon = place.start("--listen", f"127.0.0.1:{port}", **ENV)
     place.wait(lambda: "receiving" in place.log and listens(port), daemon)
     place.wait(place.settled, daemon)
@@ -94,7 +95,7 @@ def empty_place(new_place: Callable[[str], Place]) -> Place:
 @pytest.mark.parametrize("point", RECEIVER_POINTS if CRASH_N else RECEIVER_POINTS[3:4])
 def test_kill_at(empty_place: Place, point: str, occurrence: int) -> None:
     port = free_port()
-    daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV, CXRBATCH_CRASH_AT=f"{point}:{occurrence}")
+    daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV, CXRBATCH_FAILPOINT=f"{point}:{occurrence}")
     empty_place.wait(lambda: listens(port), daemon)
     sent = [instance(seed=seed) for seed in range(occurrence + 2)]
     acknowledged: list[str] = []
@@ -107,7 +108,7 @@ def test_kill_at(empty_place: Place, point: str, occurrence: int) -> None:
 
 
 def test_many_associations_killed_half_way(empty_place: Place) -> None:
-    """And a port scanner, malformed PDUs, objects over the limit and another sender, all at the same time."""
+    """With a port scanner, malformed PDUs, objects over the limit and another sender at the same time."""
     port = free_port()
     daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV)
     empty_place.wait(lambda: listens(port), daemon)
@@ -130,7 +131,7 @@ def test_many_associations_killed_half_way(empty_place: Place) -> None:
     print(f"{len(acknowledged)} of {number} + {len(dcmtk)} acknowledged when it was killed")
     assert not refused
     check(empty_place, sent + dcmtk, acknowledged, port)
-    # Those that were not acknowledged are sent again, as senders do, and then all of them are there.
+    # Unacknowledged images are sent again, as senders do; then all of them are there.
     daemon = empty_place.start("--listen", f"127.0.0.1:{port}", **ENV)
     empty_place.wait(lambda: listens(port), daemon)
     left = [dataset for dataset in sent + dcmtk if str(dataset.SOPInstanceUID) not in acknowledged]
@@ -143,7 +144,7 @@ def test_many_associations_killed_half_way(empty_place: Place) -> None:
 
 
 def _disturb(port: int, daemon: Process) -> None:
-    """Noise, malformed PDUs and connections that say nothing, until the daemon is gone."""
+    """Send noise and malformed PDUs and open silent connections, until the daemon is gone."""
     said = [os.urandom(200), b"", *MALFORMED.values()]
     for turn in range(200):
         if daemon.poll() is not None:
@@ -153,7 +154,7 @@ def _disturb(port: int, daemon: Process) -> None:
 
 
 class _Storescu(threading.Thread):
-    """dcmtk's sender, one association a film."""
+    """dcmtk's sender, one association per image."""
 
     def __init__(self, port: int, datasets: list[pydicom.FileDataset], folder: Path) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class _Storescu(threading.Thread):
 
 
 def _kill_when_half_is_there(place: Place, daemon: Process, sent: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + WAIT_LIMIT_S
     while len(list(place.incoming.rglob("*.dcm"))) < sent // 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     kill_group(daemon)

@@ -1,4 +1,4 @@
-"""Several daemons on one Postgres: each image scored once; who was frozen past its lease has nothing to say."""
+"""Several daemons on one Postgres: each image is scored once; outcomes of a daemon with expired leases are dropped."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from road import film
-from watching import CRASH_N, Place
+from pipelines import image
+from watchers import CRASH_N, Place
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 
@@ -24,7 +24,7 @@ def test_daemons_share_the_work_and_a_killed_one_is_replaced(
 ) -> None:
     place = new_place("postgres")
     for extra in range(20):
-        film(place.incoming / "more" / f"{extra}.png", 2000 + extra)
+        image(place.incoming / "more" / f"{extra}.png", 2000 + extra)
     started = [place.start(**ENV, CXRBATCH_LEASE_S="3", TEST_SLOW_S="0.1") for _ in range(daemons)]
     place.wait(lambda: len(place.ask("SELECT DISTINCT run_id FROM files WHERE state = 'done'")) == daemons)
     os.killpg(started[0].pid, signal.SIGKILL)
@@ -47,14 +47,14 @@ def test_one_that_was_frozen_past_its_lease_wakes_and_loses(
     place.wait(lambda: bool(place.ask("SELECT 1 FROM files WHERE state = 'claimed'")), frozen)
     (owner,) = {row[0] for row in place.ask("SELECT lease_owner FROM files WHERE state = 'claimed'")}
     os.killpg(frozen.pid, signal.SIGSTOP)
-    # What it had committed stays; all the rest is the other one's.
+    # What it had committed stays; the other daemon does the rest.
     kept = {name for name, row in place.rows().items() if row[0] in ("done", "rejected")}
     other = place.start(**ENV, CXRBATCH_LEASE_S="60")
     place.wait(place.settled, other)
     assert place.rows() == undisturbed
     by_whom = place.ask("SELECT path, run_id, processed_at FROM files ORDER BY path")
     os.killpg(frozen.pid, signal.SIGCONT)
-    time.sleep(4)  # long enough to finish the batch that it had in hand
+    time.sleep(4)  # long enough to finish its current batch
     assert place.ask("SELECT path, run_id, processed_at FROM files ORDER BY path") == by_whom
     assert len({run for _, run, _ in by_whom}) == (2 if kept else 1)
     for daemon in (frozen, other):

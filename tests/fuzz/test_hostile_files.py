@@ -1,4 +1,4 @@
-"""Mutated films of every format and hostile files, thrown at a daemon: one row each, and it lives on.
+"""Mutated images of every format and hostile files: a daemon gives each one row and keeps running.
 
 Seeds are the synthetic samples; a mutation is named by CXRBATCH_SEED and its number, and is made again from these.
 """
@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from cxrbatch.samples import write_samples
-from making import make_bundle
-from watching import FUZZ_N, Place
+from factories import make_bundle
+from watchers import FUZZ_N, Place
 
 pytestmark = pytest.mark.fuzz
 
@@ -27,20 +27,20 @@ CRASHERS: list[tuple[int, int]] = []
 TIMEOUT_S = 20.0
 
 
-def mutation(seed: int, number: int, films: list[Path]) -> tuple[str, bytes]:
+def mutation(seed: int, number: int, images: list[Path]) -> tuple[str, bytes]:
     """A name and the bytes of one mutation; always the same for the same seed and number."""
     chance = random.Random(f"{seed}:{number}")
-    film = chance.choice(films)
-    return f"{seed}-{number:06}{film.suffix}", mutated(film.read_bytes(), chance)
+    image = chance.choice(images)
+    return f"{seed}-{number:06}{image.suffix}", mutated(image.read_bytes(), chance)
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """One to four changes: flipped, cut, doubled, moved, overwritten with numbers that readers stumble over."""
+    """One to four changes: flipped, cut, doubled, moved, overwritten with difficult numbers."""
     changed = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         if not changed:
             break
-        # Headers are where readers decide: half of all changes go to the first kilobyte.
+        # Readers depend on headers most: half of all changes go to the first kilobyte.
         top = min(len(changed), 1024) if chance.random() < 0.5 else len(changed)
         at = chance.randrange(top)
         match chance.randrange(6):
@@ -72,7 +72,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def test_mutated_files_are_one_row_each_and_the_daemon_lives(place: Place, tmp_path: Path) -> None:
     number = FUZZ_N or 60
     write_samples(tmp_path / "samples")
-    films = sorted(path for path in (tmp_path / "samples").rglob("*") if path.is_file() and path.stat().st_size < 3e6)
+    images = sorted(path for path in (tmp_path / "samples").rglob("*") if path.is_file() and path.stat().st_size < 3e6)
     daemon = place.start(
         CXRBATCH_TRUNCATED_TRIES="1",
         CXRBATCH_DECODE_TIMEOUT_S=str(TIMEOUT_S),
@@ -80,7 +80,7 @@ def test_mutated_files_are_one_row_each_and_the_daemon_lives(place: Place, tmp_p
         CXRBATCH_WORKERS="2" if FUZZ_N else "1",
         TEST_TIMES=str(tmp_path / "times"),
     )
-    (place.incoming / "first").write_bytes(b"not a film")
+    (place.incoming / "first").write_bytes(b"not an image")
     place.wait(place.settled, daemon)
     process, peak, started = psutil.Process(daemon.pid), 0, time.monotonic()
     idle = process.memory_info().rss
@@ -89,7 +89,7 @@ def test_mutated_files_are_one_row_each_and_the_daemon_lives(place: Place, tmp_p
     for first in range(0, len(names), 500):
         some = names[first : first + 500]
         for seed, i in some:
-            name, data = mutation(seed, i, films)
+            name, data = mutation(seed, i, images)
             (place.incoming / name).write_bytes(data)
         deadline = time.monotonic() + 1000
         while place.ask(settled)[0][0] < 1 + first + len(some):
@@ -110,7 +110,7 @@ def test_mutated_files_are_one_row_each_and_the_daemon_lives(place: Place, tmp_p
     )
     assert place.stop(daemon) == 0
     place.check(rows)
-    assert rows.keys() == {"first", *(mutation(seed, i, films)[0] for seed, i in names)}
+    assert rows.keys() == {"first", *(mutation(seed, i, images)[0] for seed, i in names)}
     assert {row[0] for row in rows.values()} <= {"done", "rejected"}
     assert "Traceback" not in place.log and "uncaught" not in place.log
     assert peak - idle < 64 * 2**20

@@ -1,4 +1,4 @@
-"""Very many files waiting when the daemon starts, and then a burst into the live one: memory stays, all rows come."""
+"""Very many files waiting at the start of the daemon, then a burst: memory stays bounded, every file gets a row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from making import make_bundle
-from road import film
-from watching import SOAK_N, Place
+from factories import make_bundle
+from pipelines import image
+from watchers import SOAK_N, Place
 
 pytestmark = pytest.mark.soak
 
@@ -26,7 +26,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def numbered(png: bytes, number: int) -> bytes:
-    """The same picture as another content: a text chunk with a number, behind the header."""
+    """The same image as another content: with a numbered text chunk after the header."""
     chunk = b"tEXtnumber\0" + str(number).encode()
     return png[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
 
@@ -36,14 +36,14 @@ def test_waiting_files_and_a_burst(place: Place, tmp_path: Path) -> None:
     """No two files have the same content, so that each is scored."""
     waiting = SOAK_N or 1000
     burst = waiting // 5
-    pictures = [film(tmp_path / "pictures" / f"{seed}.png", seed).read_bytes() for seed in range(50)]
+    images = [image(tmp_path / "images" / f"{seed}.png", seed).read_bytes() for seed in range(50)]
 
     def write(folder: Path, numbers: range) -> None:
         for i in numbers:
             if i % 1000 == 0:
                 (folder / f"{i // 1000}").mkdir(parents=True)
             path = folder / f"{i // 1000}" / f"a name as long as they are {i:07}.png"
-            path.write_bytes(numbered(pictures[i % len(pictures)], i))
+            path.write_bytes(numbered(images[i % len(images)], i))
 
     write(place.incoming / "waiting", range(waiting))
     write(tmp_path / "burst", range(waiting, waiting + burst))
@@ -85,6 +85,6 @@ def test_waiting_files_and_a_burst(place: Place, tmp_path: Path) -> None:
 
 
 def children_cpu_s(process: psutil.Process) -> float:
-    """User and system seconds of the children, those that have ended too."""
+    """User and system seconds of all children, including ended ones."""
     ended, live = process.cpu_times(), [child.cpu_times() for child in process.children(recursive=True)]
     return ended.children_user + ended.children_system + sum(times.user + times.system for times in live)

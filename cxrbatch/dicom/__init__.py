@@ -1,1 +1,0 @@
-"""Reading DICOM: `read` parses, `frames` decodes, `identity` names, `picture` puts them together."""

@@ -1,0 +1,38 @@
+"""Coded concepts (PS3.16) of the report, each with where it is defined.
+
+SNOMED CT codes are those of the International Edition. DICOM may use a code without a context group that lists it
+(TID 1501 leaves "Finding" open).
+"""
+
+from __future__ import annotations
+
+from pydicom.sr.coding import Code
+
+__all__ = ["CHEST", "PRIVATE_SCHEME", "finding_of", "private"]
+
+PRIVATE_SCHEME = "99CXRBATCH"  #: PS3.16 section 8: designators of private schemes begin with 99
+
+CHEST = Code("816094009", "SCT", "Chest")  # PS3.16 CID 4031 "Common Anatomic Region"; pydicom: codes.SCT.Chest
+
+#: The labels of the shipped bundles.
+_FINDINGS = {
+    # PS3.16 CID 222 "Normality Code"; pydicom: codes.SCT.Normal
+    "NORMAL": Code("17621005", "SCT", "Normal"),
+    # SNOMED CT 233604007 |Pneumonia (disorder)|; in no context group of PS3.16
+    "PNEUMONIA": Code("233604007", "SCT", "Pneumonia"),
+    # SNOMED International's list of COVID-19 content: 840539006 |Disease caused by severe acute respiratory syndrome
+    # coronavirus 2 (disorder)|, preferred term COVID-19
+    "COVID19": Code("840539006", "SCT", "COVID-19"),
+    # SNOMED CT 154283005 |Pulmonary tuberculosis (disorder)|; WHO's map to ICD-10 has it at A15
+    "TUBERCULOSIS": Code("154283005", "SCT", "Pulmonary tuberculosis"),
+}
+
+
+def finding_of(label: str) -> Code:
+    """The code of a label; one of our own scheme where no SNOMED code was verified (labels of other bundles)."""
+    return _FINDINGS.get(label) or private(label, label.replace("_", " ").capitalize())
+
+
+def private(value: str, meaning: str) -> Code:
+    """A code of our own scheme. SH holds 16 characters (PS3.5 6.2): longer values are cut."""
+    return Code(value[:16], PRIVATE_SCHEME, meaning[:64])

@@ -1,0 +1,124 @@
+"""From a stored result to DICOM objects of the same study: the source is opened again, and must not have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from cxrbatch.dicom_out.capture import make_capture
+from cxrbatch.dicom_out.report import make_report
+from cxrbatch.dicom_out.source import Source, inherit
+from cxrbatch.errors import Rejected
+from cxrbatch.imaging.decode import read_grey
+from cxrbatch.imaging.dicom.read import read_dicom
+from cxrbatch.imaging.limits import Limits
+from cxrbatch.own_objects import make_uid
+from cxrbatch.store.paths import text_to_path
+from cxrbatch.store.reported import Reported
+
+__all__ = ["KINDS", "Explain", "Kind", "MadeObject", "NotMade", "make_objects"]
+
+Kind = Literal["sc", "sr"]
+KINDS: tuple[Kind, ...] = ("sc", "sr")
+
+#: The file's bytes and what was said of it -> what moved the score (h, w), 0..1, over the whole image; None: unknown.
+Explain = Callable[[bytes, Reported], NDArray[np.float32] | None]
+
+
+class NotMade(Exception):
+    """No object can be made of this result: a code, a sentence without identifiers, and whether it may pass."""
+
+    def __init__(self, code: str, why: str, *, may_pass: bool = False) -> None:
+        super().__init__(f"{code}: {why}")
+        self.code, self.why, self.may_pass = code, why, may_pass
+
+
+@dataclass(frozen=True, slots=True)
+class MadeObject:
+    """One object, ready to be written or sent."""
+
+    kind: Kind
+    sop_instance_uid: str
+    dataset: Dataset  # with file meta information
+
+    @property
+    def encoded(self) -> bytes:
+        """The DICOM file (PS3.10)."""
+        buffer = BytesIO()
+        self.dataset.save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+
+
+def make_objects(
+    reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Explain = lambda data, reported: None
+) -> list[MadeObject]:
+    """The objects of these kinds. Raises NotMade.
+
+    The same source, bundle, readers' answer and kind give the same UID; with and without a map of what moved the
+    score, captures are different objects.
+    """
+    data = _read_source(reported, limits)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's quote values
+            return _make(reported, kinds, limits, explain, data)
+    except (NotMade, MemoryError):
+        raise
+    except Rejected as rejected:
+        raise NotMade(str(rejected.reason_code), rejected.reason) from None
+    except Exception as error:  # headers that DICOM does not allow; its text may quote them
+        raise NotMade(
+            "header_unusable", f"The source's header does not fit into a new object ({type(error).__name__})."
+        ) from None
+
+
+def _make(reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Explain, data: bytes) -> list[MadeObject]:
+    header, _ = read_dicom(data, limits)
+    source = Source.of(header)
+    if not source.study_instance_uid or not source.sop_instance_uid:
+        raise NotMade("no_study", "The source names no study or no instance: its results cannot be filed.")
+    made = []
+    for kind in kinds:
+        heat = explain(data, reported) if kind == "sc" else None
+        identity = (reported.sha256, reported.manifest_sha256, kind)
+        uid = make_uid(*identity, reported.revision, "map" if heat is not None else "")
+        series_uid = make_uid(*identity, "series")
+        if kind == "sc":
+            dataset = make_capture(reported, source, read_grey(data, limits)[0], heat, uid, series_uid)
+        else:
+            dataset = make_report(reported, source, uid, series_uid)
+        inherit(dataset, header)
+        made.append(MadeObject(kind, uid, dataset))
+    return made
+
+
+def _read_source(reported: Reported, limits: Limits) -> bytes:
+    """The bytes that were scored, from whichever path still has them."""
+    changed = False
+    for text in reported.paths:
+        try:
+            # A FIFO that has taken its place is not waited for.
+            with open(os.open(text_to_path(text), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_size > limits.max_file_bytes:
+                    changed = True
+                    continue
+                data = file.read(limits.max_file_bytes)
+        except (OSError, ValueError):
+            continue
+        if hashlib.sha256(data).hexdigest() == reported.sha256:
+            return data
+        changed = True
+    if changed:
+        raise NotMade("source_changed", "The source has changed since it was scored: scan it again.")
+    raise NotMade("source_missing", "The source is gone, or cannot be read.", may_pass=True)

@@ -1,0 +1,133 @@
+"""What a result takes over from the image it is about: patient, study, and the reference to it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+
+from cxrbatch import __version__
+from cxrbatch.own_objects import MANUFACTURER, SERIES_DESCRIPTIONS
+from cxrbatch.store.reported import Reported
+
+__all__ = ["IMPLEMENTATION", "Source", "inherit", "series_of"]
+
+IMPLEMENTATION = "CXRBATCH"  #: ImplementationVersionName, SH
+
+#: Copied as they are, so that the result is filed under the same patient and study (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
+_INHERITED = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "StudyDescription",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+#: Type 2: there, and empty where nothing is known.
+_REQUIRED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The few values of the source that the objects are built around; all plain text."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    burned_in_annotation: str
+    image_laterality: str
+    patient_orientation: tuple[str, ...]
+
+    @classmethod
+    def of(cls, header: Dataset) -> Source:
+        orientation = header.get("PatientOrientation") or ()
+        return cls(
+            sop_class_uid=_text(header, "SOPClassUID"),
+            sop_instance_uid=_text(header, "SOPInstanceUID"),
+            series_instance_uid=_text(header, "SeriesInstanceUID"),
+            study_instance_uid=_text(header, "StudyInstanceUID"),
+            burned_in_annotation=_text(header, "BurnedInAnnotation").upper(),
+            image_laterality=(_text(header, "ImageLaterality") or _text(header, "Laterality")).upper(),
+            patient_orientation=() if isinstance(orientation, str) else tuple(str(part) for part in orientation),
+        )
+
+    def evidence(self) -> Dataset:
+        """The source as highdicom wants it: what it is referenced by, and nothing of the patient (see `inherit`)."""
+        dataset = Dataset()
+        dataset.SOPClassUID, dataset.SOPInstanceUID = self.sop_class_uid, self.sop_instance_uid
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = self.series_instance_uid, self.study_instance_uid
+        for keyword in _REQUIRED:
+            setattr(dataset, keyword, None)
+        dataset.PatientBirthDate = ""
+        return dataset
+
+
+def series_of(reported: Reported, kind: str) -> dict[str, Any]:
+    """The arguments of highdicom's constructors that say who made the object, and when."""
+    return {
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": reported.cascade[:64],
+        "software_versions": __version__,
+        "series_description": SERIES_DESCRIPTIONS[kind],
+        "instance_number": 1,
+    }
+
+
+def inherit(dataset: Dataset, header: Dataset) -> None:
+    """Put patient and study of the source into an object, character set included."""
+    for keyword in _INHERITED:
+        element = _element(header, keyword)
+        if element is not None:
+            dataset[keyword] = element
+        elif keyword in dataset and keyword not in _REQUIRED:
+            del dataset[keyword]
+    for keyword in _REQUIRED:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    dataset.file_meta.ImplementationVersionName = IMPLEMENTATION
+
+
+def set_times(dataset: Dataset, moment: datetime) -> None:
+    """The same moment in every copy of the object: highdicom puts the time of the call everywhere."""
+    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
+    dataset.TimezoneOffsetFromUTC = "+0000"
+    for what in ("InstanceCreation", "Series", "Content"):
+        setattr(dataset, f"{what}Date", date)
+        setattr(dataset, f"{what}Time", time)
+    for item in dataset.get("ContributingEquipmentSequence", []):
+        item.ContributionDateTime = f"{date}{time}+0000"
+
+
+def _element(header: Dataset, keyword: str) -> DataElement | None:
+    try:
+        element = header.get_item(keyword) and header[keyword]
+    except Exception:  # unreadable
+        return None
+    return None if element is None else deepcopy(element)
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    value = header.get(keyword)
+    return "" if value is None else str(value).strip("\x00 ")

@@ -1,0 +1,1 @@
+"""From bytes to the model input: decoding and the one pixel policy."""

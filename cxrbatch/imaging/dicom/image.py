@@ -1,0 +1,211 @@
+"""Read a DICOM file: its first frame, and the grey scale and polarity that its header defines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_color_lut
+
+from cxrbatch.deidentify import Identifiers
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.imaging.dicom.frames import FirstFrame, decode_first_frame
+from cxrbatch.imaging.dicom.identity import describe, is_child, text
+from cxrbatch.imaging.dicom.read import PIXEL_KEYWORDS, read_dicom
+from cxrbatch.imaging.formats.stored import StoredImage, require_size
+from cxrbatch.imaging.greyscale import GreyScale, LookUpTable, Window
+from cxrbatch.imaging.limits import Limits
+from cxrbatch.imaging.normalize import shrink_factor
+from cxrbatch.types import ImageFacts, ModelInputSpec
+
+__all__ = ["read_dicom_image"]
+
+_ITEMS, _MOST_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"), 100_000
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+
+
+def read_dicom_image(
+    data: bytes, limits: Limits, identifiers: Identifiers, specs: Sequence[ModelInputSpec] = ()
+) -> StoredImage:
+    """Read, check and decode; smaller if the codec can and `specs` allow it (see `normalize.shrink_factor`).
+
+    Raises Rejected (see dicom.read and dicom.frames; TOO_MANY_PIXELS, TOO_SMALL).
+    """
+    dataset, syntax = read_dicom(data, limits)
+    rows, columns = (_positive(dataset, keyword) for keyword in ("Rows", "Columns"))
+    require_size(rows, columns, limits)
+    frames = max(1, int(_number(dataset, "NumberOfFrames") or 1))
+    bits_stored = int(_number(dataset, "BitsStored") or _number(dataset, "BitsAllocated") or 0)
+    if PIXEL_KEYWORDS[1] in dataset:
+        bits_stored = 32
+    elif PIXEL_KEYWORDS[2] in dataset:
+        bits_stored = 64
+    little_endian = syntax.is_little_endian
+    frame = decode_first_frame(dataset, syntax, shrink_factor(rows, columns, specs))
+    photometric = text(dataset, "PhotometricInterpretation")
+    samples, scale = _seen(frame, dataset, photometric, bits_stored, bool(little_endian))
+    seen = {
+        "multi_frame": frames > 1,
+        "decoder_warning": frame.suspect,
+        "paediatric": is_child(text(dataset, "PatientAge")),
+        "above_bits_stored": frame.above_bits_stored,
+    }
+    facts = ImageFacts(
+        format="dicom",
+        rows=rows,
+        columns=columns,
+        bits_stored=bits_stored,
+        number_of_frames=frames,
+        photometric_interpretation=photometric,
+        decoder=frame.decoder,
+        quality_flags=tuple(flag for flag, is_so in seen.items() if is_so),
+        **describe(dataset, syntax, identifiers),  # type: ignore[arg-type]
+    )
+    return StoredImage(samples, scale, facts, frame.shrunk)
+
+
+def _seen(
+    frame: FirstFrame, dataset: Dataset, photometric: str, bits: int, little_endian: bool
+) -> tuple[NDArray[Any], GreyScale]:
+    """Samples and grey scale by PhotometricInterpretation (PS3.3 C.7.6.3.1.2)."""
+    samples = frame.samples
+    if photometric == "PALETTE COLOR":
+        try:
+            coloured = apply_color_lut(samples, dataset)
+        except Exception as error:
+            raise Rejected(ReasonCode.CORRUPT_DICOM, "The colour palette does not parse.") from error
+        return coloured[..., :3], GreyScale(coloured.dtype.itemsize * 8, may_fill_range=True)
+    if samples.ndim == 3:
+        if samples.shape[2] not in (3, 4) or samples.dtype.kind != "u" or samples.dtype.itemsize > 4:
+            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The colour pixels have a layout that nobody defines.")
+        colour = samples[..., -3:] if photometric == "ARGB" else samples[..., :3]
+        if colour.dtype.itemsize == 4:
+            colour = (colour >> np.uint32(max(0, bits - 16))).astype(np.uint16)
+            bits = min(bits, 16)
+        return colour, GreyScale(bits, may_fill_range=True)
+    if photometric not in _GREY:
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, f"One sample a pixel cannot be {photometric[:16] or 'nothing'}.")
+    return samples, _grey_scale(dataset, photometric, bits, little_endian, samples.dtype.kind == "i")
+
+
+def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bool, signed: bool) -> GreyScale:
+    """Modality LUT (C.11.1), VOI LUT (C.11.2), padding (C.7.5.1.1.2) and polarity of a grey image.
+
+    MONOCHROME1 and Presentation LUT Shape INVERSE state the same fact (C.8.11.3 requires them together), so either
+    or both invert once, after VOI (C.7.6.3.1.2).
+    """
+    places = list(_places(dataset))
+    slope, intercept = _first_number(places, "RescaleSlope"), _first_number(places, "RescaleIntercept")
+    if slope is None or intercept is None or slope == 0:
+        slope, intercept = 1.0, 0.0
+    modality_lut = _look_up_table(places, "ModalityLUTSequence", little_endian, signed)
+    after_modality_signed = signed if modality_lut is None else False
+    center, width = _first_number(places, "WindowCenter"), _first_number(places, "WindowWidth")
+    function = next((f for f in (text(p, "VOILUTFunction").upper() for p in places) if f), "LINEAR")
+    window = None
+    if center is not None and width is not None:
+        window = Window(center, width, function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR")
+    padding = None
+    if (low := _stored_number(dataset, "PixelPaddingValue", signed)) is not None:
+        limit = _stored_number(dataset, "PixelPaddingRangeLimit", signed)
+        padding = (low, low) if limit is None else (min(low, limit), max(low, limit))
+    inverse = any(text(place, "PresentationLUTShape").upper() == "INVERSE" for place in places)
+    return GreyScale(
+        bits_stored=bits,
+        slope=slope,
+        intercept=intercept,
+        modality_lut=modality_lut,
+        voi_lut=_look_up_table(places, "VOILUTSequence", little_endian, after_modality_signed or intercept < 0),
+        window=window,
+        padding=padding,
+        inverted=photometric == "MONOCHROME1" or inverse,
+    )
+
+
+def _places(dataset: Dataset) -> Iterator[Dataset]:
+    """Where a grey-scale attribute may be: the dataset, then the functional groups of frame 0 and the shared ones."""
+    yield dataset
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for item in _items(dataset, groups)[:1]:
+            for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                yield from _items(item, macro)[:1]
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    try:
+        # pydicom parses a sequence of defined length only at this point.
+        raw = dataset.get_item(keyword)
+        value = raw.value or b"" if isinstance(raw, RawDataElement) else b""
+        if max(value.count(item) for item in _ITEMS) > _MOST_ITEMS:
+            raise Rejected(ReasonCode.CORRUPT_DICOM, f"The {keyword} has more than {_MOST_ITEMS} items.")
+        return [item for item in dataset.get(keyword) or [] if isinstance(item, Dataset)]
+    except (RecursionError, Rejected):
+        raise
+    except Exception:
+        return []
+
+
+def _look_up_table(places: list[Dataset], keyword: str, little_endian: bool, signed_input: bool) -> LookUpTable | None:
+    """The first item of a LUT sequence, or None if none parses.
+
+    The VR of descriptor and data is US, SS or OW (C.11.1.1). The descriptor's second value is signed if its input is;
+    the data are unsigned.
+    """
+    for place in places:
+        for item in _items(place, keyword)[:1]:
+            try:
+                length, first, bits = (int(v) for v in item.LUTDescriptor)
+                raw = item.LUTData
+                if isinstance(raw, bytes):
+                    entries = np.frombuffer(raw, "<u2" if little_endian else ">u2")
+                    if len(raw) == (length or 65536) and bits <= 8:
+                        entries = np.frombuffer(raw, np.uint8)
+                else:
+                    entries = np.atleast_1d(np.asarray(raw, np.int64)) & 0xFFFF
+            except Exception:
+                return None
+            first = first - 65536 if signed_input and first > 32767 else first
+            entries = entries[: (length & 0xFFFF) or 65536].astype(np.float64)
+            if not len(entries) or not 1 <= bits <= 16:
+                return None
+            return LookUpTable(first, entries, bits)
+    return None
+
+
+def _first_number(places: list[Dataset], keyword: str) -> float | None:
+    return next((n for n in (_number(place, keyword) for place in places) if n is not None), None)
+
+
+def _number(dataset: Dataset, keyword: str) -> float | None:
+    """The first value as a finite float; None if absent or unreadable."""
+    try:
+        value = dataset.get(keyword)
+        if value is None or isinstance(value, bytes | str):
+            value = None if not value else float(value)
+        elif not isinstance(value, int | float):
+            value = value[0] if len(value) else None
+        number = None if value is None else float(value)
+    except Exception:
+        return None
+    return number if number is not None and np.isfinite(number) else None
+
+
+def _stored_number(dataset: Dataset, keyword: str, signed: bool) -> float | None:
+    """A US or SS value, read as signed or unsigned like the pixels, whatever VR the writer chose."""
+    number = _number(dataset, keyword)
+    if number is None:
+        return None
+    if signed and number > 32767:
+        return number - 65536
+    return number + 65536 if not signed and number < 0 else number
+
+
+def _positive(dataset: Dataset, keyword: str) -> int:
+    number = _number(dataset, keyword)
+    if number is None or number < 1:
+        raise Rejected(ReasonCode.CORRUPT_DICOM, f"The header has no usable {keyword}.")
+    return int(number)

@@ -1,0 +1,1 @@
+"""Recognise file formats and read their samples; DICOM has its own package."""

@@ -1,0 +1,1 @@
+"""From folders and DICOM senders to complete files: discovery, stability, watching, receiving."""

@@ -1,0 +1,304 @@
+"""`cxrbatch scan … --ray ADDRESS`: this process lists the files into the job queue, a Runner on each node empties it.
+
+Ray only places and restarts processes. Who has which file in hand, what is done and what is taken over from a node that
+died is in Postgres (store/leases.py); no image goes through Ray. A node that joins later gets a Runner, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from cxrbatch import __version__, pipeline
+from cxrbatch.deidentify import Identifiers
+from cxrbatch.errors import ExitCode, Fatal, StoreDown
+from cxrbatch.inference.bundle import Bundle, load_bundle
+from cxrbatch.inference.engines import open_engine
+from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.intake.stability import settle
+from cxrbatch.intake.watcher import claims
+from cxrbatch.pipeline import Context, Counts, Sink
+from cxrbatch.settings import Settings, without_password
+from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Run, Store
+from cxrbatch.types import FoundFile
+
+__all__ = ["Job", "Runner", "check_cluster_settings", "connected", "distribute"]
+
+_PLACED_S = 180.0  # until a runner has to be at work (Ray starts a process first); then there is no room for it
+_POLL_S = 0.5
+_OFFER = 1_000  # files in one transaction
+_REACHED_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a Runner needs to know. Goes to the nodes by Ray, with the database's password and the key of hashes."""
+
+    settings: Settings
+    identifiers: Identifiers
+    roots: tuple[str, ...]
+    run: Run
+    bundle_key: str
+    version: str = __version__  # of cxrbatch
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a Runner says of itself."""
+
+    counts: Counts
+    finished: bool
+    error: str = ""  # a sentence; the runner has ended
+
+
+class Runner:
+    """One node's share: claims files, decodes, scores and records them until it is told to finish. A Ray actor."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._stop, self._drained = threading.Event(), threading.Event()
+        self._counts, self._error = Counts(), ""
+        self._thread = threading.Thread(target=self._run, name="runner")
+        self._thread.start()
+
+    def status(self) -> Status:
+        return Status(self._counts, not self._thread.is_alive(), self._error)
+
+    def finish(self, *, now: bool) -> None:
+        """Nothing more will come (end when nothing is left to claim), or `now`: end with what is in hand."""
+        (self._stop if now else self._drained).set()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except StoreDown:
+            pass  # only when stopped: what was in hand is claimed again once its lease has run out
+        except Fatal as error:
+            self._error = str(error)
+        except BaseException as error:
+            self._error = f"The runner failed ({type(error).__name__}: {without_password(str(error))[:300]})."
+
+    def _work(self) -> None:
+        job, settings = self._job, self._job.settings
+        bundle = load_bundle(settings.cascade)
+        if bundle.key(settings.exact) != job.bundle_key:
+            raise Fatal(f"The bundle {settings.cascade} is another one here: install the same files on every node.")
+        if job.version != __version__:
+            raise Fatal(f"cxrbatch {__version__} is installed here, not {job.version}: install the same on every node.")
+        retry = RetryPolicy(forever=True, stop=self._stop)
+        with retry(partial(Store.open, settings.db, may_create=False)) as store:
+            job_queue = _job_queue(store, job.run, settings)
+            ended = threading.Event()
+            renewing = threading.Thread(target=_renew, args=(job_queue, ended), daemon=True)
+            renewing.start()
+            work_available = threading.Event()
+            most = 2 * (settings.batch_size or 8) + 2 * (settings.workers or os.cpu_count() or 1)
+            claimed = claims(
+                job_queue,
+                lambda: job.roots,
+                most,
+                retry=retry,
+                work_available=work_available,
+                enough=self._drained.is_set,
+            )
+            context = Context(settings, bundle, job.identifiers, job.roots, self._counts, retry=retry)
+            try:
+                pipeline.run(claimed, context, partial(_start, settings, bundle, job_queue))
+            finally:
+                ended.set()
+                with suppress(StoreDown):
+                    job_queue.release()
+
+
+def _job_queue(store: Store, run: Run, settings: Settings) -> JobQueue:
+    backoff = Backoff(settings.retry_first_s, settings.retry_most_s, settings.truncated_tries)
+    owner = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+    return JobQueue(store, run, owner, settings.lease_s, backoff)
+
+
+def _start(settings: Settings, bundle: Bundle, job_queue: JobQueue) -> tuple[InferenceEngine, Sink]:
+    engine = open_engine(settings.engine, settings.device, bundle)
+    return engine, Sink(job_queue.store, job_queue.run.cascade_id, job_queue.record)
+
+
+def _renew(job_queue: JobQueue, ended: threading.Event) -> None:
+    while not ended.wait(job_queue.lease_s / 3):
+        with suppress(StoreDown):
+            job_queue.renew()
+
+
+def check_cluster_settings(settings: Settings, *, limit: int | None, reprocess: str) -> None:
+    """Raises Fatal (exit 2) for what a scan on several machines cannot do."""
+    if settings.db.startswith("sqlite"):
+        raise Fatal("--ray needs a store that several machines share: name a Postgres with --db.", ExitCode.USAGE)
+    if limit is not None or reprocess != "none":
+        raise Fatal("--ray does not go with --limit or --reprocess; leave them out.", ExitCode.USAGE)
+
+
+def connected(address: str) -> Any:
+    """The module ray, connected to the cluster. Raises Fatal where it is not installed or nobody answers."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError:
+        raise Fatal("--ray needs Ray, which is not installed: pip install 'cxrbatch[ray]'.") from None
+    host = urlsplit(address if "://" in address else f"//{address}")
+    no_answer = f"No Ray cluster answers at {address}: check the address, and that `ray start` runs there."
+    try:
+        port = host.port
+    except ValueError:
+        port = None
+    if address != "auto":
+        if not host.hostname or port is None:
+            raise Fatal("--ray takes HOST:PORT of the cluster's head node, or auto.", ExitCode.USAGE)
+        try:
+            socket.create_connection((host.hostname, port), _REACHED_S).close()
+        except OSError:
+            raise Fatal(no_answer) from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="cxrbatch")
+    except Exception as error:  # ConnectionError, RuntimeError (another version of Ray or Python), ...
+        raise Fatal(f"{no_answer} ({type(error).__name__})") from None
+    return ray
+
+
+@dataclass(slots=True)
+class _Placed:
+    """A Runner and what is known of it."""
+
+    handle: Any
+    since: float  # monotonic seconds
+    status: Status | None = None  # None: never answered
+    asked: Any = None  # a call that is under way
+
+
+@dataclass(slots=True)
+class _Cluster:
+    ray: Any
+    job: Job
+    placed_s: float
+    clock: Callable[[], float] = time.monotonic
+    runners: dict[str, _Placed] = field(default_factory=dict)  # by node id
+
+    def place(self) -> None:
+        """A Runner on every node that is there and has none."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        for node in self.nodes_alive():
+            name = node["NodeID"]
+            if name not in self.runners and node["Resources"].get("CPU"):
+                remote = self.ray.remote(Runner).options(
+                    num_cpus=1,
+                    max_restarts=-1,
+                    max_concurrency=4,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False),
+                )
+                self.runners[name] = _Placed(remote.remote(self.job), self.clock())
+
+    def nodes_alive(self) -> list[dict[str, Any]]:
+        """The nodes that are there; Runners of others are forgotten."""
+        nodes = self.ray.nodes()
+        for node in nodes:
+            if not node["Alive"]:
+                self.runners.pop(node["NodeID"], None)
+        return [node for node in nodes if node["Alive"]]
+
+    def look(self) -> None:
+        """Ask every Runner how it does. Raises Fatal when one has failed, or when none found room."""
+        for placed in self.runners.values():
+            placed.asked = placed.asked or placed.handle.status.remote()
+        if not self.runners:
+            time.sleep(_POLL_S)  # all nodes are gone: one may come
+            return
+        asked = [placed.asked for placed in self.runners.values()]
+        self.ray.wait(asked, num_returns=len(asked), timeout=_POLL_S)
+        for placed in self.runners.values():
+            if self.ray.wait([placed.asked], timeout=0)[0]:
+                with suppress(self.ray.exceptions.RayError):  # it is being restarted, or its node is gone
+                    placed.status = self.ray.get(placed.asked)
+                placed.asked = None
+            if placed.status is not None and placed.status.error:
+                raise Fatal(f"A node cannot work on this scan: {placed.status.error}")
+        waiting = [placed for placed in self.runners.values() if placed.status is None]
+        late = [placed for placed in waiting if self.clock() - placed.since > self.placed_s]
+        if late and len(waiting) == len(self.runners):
+            raise Fatal(
+                f"The cluster has no room for {len(late)} runner(s), one CPU each: free some, or add nodes; "
+                "what is listed waits in the store."
+            )
+
+    def finish(self, *, now: bool) -> None:
+        for placed in self.runners.values():
+            placed.handle.finish.remote(now=now)
+
+    def counts(self, counts: Counts) -> None:
+        """Sums of what the Runners that are there have done."""
+        known = [placed.status.counts for placed in self.runners.values() if placed.status is not None]
+        counts.known_image = sum(each.known_image for each in known)
+        counts.labels = sum((each.labels for each in known), Counter[str]())
+        counts.decisions = sum((each.decisions for each in known), Counter[str]())
+        counts.rejected = sum((each.rejected for each in known), Counter[str]())
+
+
+def distribute(
+    ray: Any,
+    found: Iterator[FoundFile],
+    store: Store,
+    job: Job,
+    counts: Counts,
+    progress: Callable[[Counts], None],
+    stop: threading.Event,
+    *,
+    placed_s: float = _PLACED_S,
+) -> None:
+    """List `found` into the job queue, and wait until the Runners have emptied it, or `stop` is set.
+
+    `ray` is from `connected`; the connection is closed at the end. Raises Fatal when a Runner has failed, or when none
+    is at work `placed_s` after it was asked for.
+    """
+    job_queue = _job_queue(store, job.run, job.settings)
+    cluster = _Cluster(ray, job, placed_s)
+    files = (file for file in settle(found, job.settings.quiet_s) if file is not None)
+    listed = False
+    next_look = 0.0
+    try:
+        while not stop.is_set():
+            if not listed:
+                some = list(itertools.islice(files, _OFFER))
+                with_problem = sum(file.problem is not None for file in some)
+                offered = job_queue.offer(some, inodes_tell=False, retry_at_once=True) if some else 0
+                counts.unchanged += len(some) - with_problem - offered
+                listed = len(some) < _OFFER
+            if listed and not job_queue.unfinished(job.roots):
+                break
+            if listed or time.monotonic() >= next_look:
+                cluster.place()
+                cluster.look()
+                cluster.counts(counts)
+                progress(counts)
+                next_look = time.monotonic() + _POLL_S
+    finally:
+        cluster.finish(now=stop.is_set())
+        deadline = time.monotonic() + job.settings.drain_s + _POLL_S
+        with suppress(Fatal):
+            while time.monotonic() < deadline and not all(
+                p.status and p.status.finished for p in cluster.runners.values()
+            ):
+                cluster.nodes_alive()
+                cluster.look()
+        cluster.counts(counts)
+        for placed in cluster.runners.values():
+            ray.kill(placed.handle)
+        ray.shutdown()

@@ -1,0 +1,252 @@
+"""What readers said, back out of the store: a dataset, the audit trail, a bundle calibrated on a site's own reads."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from rich.console import Console
+from sqlalchemy import select
+
+from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.ops.terminal import plain
+from cxrbatch.settings import Settings
+from cxrbatch.store import Store, text_to_path
+from cxrbatch.store.connection import connect
+from cxrbatch.store.review_images import write_audit
+from cxrbatch.store.review_schema import reads, review_status
+from cxrbatch.store.schema import FileState, audit, files, images, models, predictions, scores
+from cxrbatch.store.sql import utc_text
+
+__all__ = ["calibrate_from_reviews", "export_audit", "export_dataset"]
+
+_LEAST_READS = 50  # fewer images say too little about a temperature
+_LEAST_OF_CLASS = 5
+_LEFT_OUT = "UNREADABLE"
+_FORMULA = frozenset("=+-@\t\r\n")
+_MANIFEST = ("path", "label", "source", "group", "sha256", "status", "decided_by", "decided_at", "view_position")
+_AUDIT = ("id", "at", "actor", "event", "path", "run_id", "old", "new", "detail")
+
+
+def export_dataset(settings: Settings, directory: Path, actor: str) -> None:
+    """Copy every image with a final label to DIR/<label>/ and write DIR/manifest.csv, all or nothing.
+
+    `train`, `evaluate` and `calibrate` take such a folder. Copies are whole files with what their headers hold.
+    """
+    if directory.exists():
+        raise Fatal(f"{directory} is there already: name a folder that is not.", ExitCode.USAGE)
+    part = directory.with_name(f".{directory.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    counts: Counter[str] = Counter()
+    problems = 0
+    with Store.open(settings.db, may_create=False) as store:
+        part.mkdir(parents=True)
+        with (part / "manifest.csv").open("w", newline="", encoding="utf-8") as out:
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow(_MANIFEST)
+            for row in _final_labels(store):
+                copied = _copy(row, part)
+                problems += copied is None
+                if copied is None:
+                    continue
+                group = row.patient_id_hash or row.study_instance_uid or row.sha256
+                decided = (row.status, _defused(row.decided_by), utc_text(row.decided_at))
+                writer.writerow((copied, row.label, "review", group, row.sha256, *decided, row.view_position))
+                counts[row.label] += 1
+        if not counts:
+            shutil.rmtree(part)
+            raise Fatal("No image has a final label whose file is still there: nothing was written.")
+        os.replace(part, directory)
+        write_audit(store, actor, "exported", detail=f"dataset of {counts.total()} image(s) to {directory}")
+    said = Console(stderr=True, highlight=False)
+    said.print(f"{counts.total():,} image(s) in {plain(str(directory))}: ", end="")
+    said.print(", ".join(f"{number:,} {label}" for label, number in sorted(counts.items())))
+    if problems:
+        said.print(f"{problems:,} image(s) were left out: their files are gone or have changed.", style="yellow")
+
+
+def _final_labels(store: Store) -> Iterator[Any]:
+    there = files.alias("there")
+    first = (
+        select(sa.func.min(there.c.id))
+        .where(there.c.image_id == images.c.id, there.c.state != str(FileState.MISSING))
+        .correlate(images)
+    )
+    query = (
+        select(review_status, images, files.c.path)
+        .join(images, images.c.id == review_status.c.image_id)
+        .join(files, files.c.id == first.scalar_subquery())
+        .where(review_status.c.label.is_not(None), review_status.c.label != _LEFT_OUT)
+        .order_by(images.c.id)
+    )
+    with connect(store.engine) as connection:
+        yield from connection.execute(query).all()
+
+
+def _copy(row: Any, part: Path) -> str | None:
+    """The path of the copy below `part`; None where the file is not the image any more."""
+    source = Path(text_to_path(row.path))
+    try:
+        content = source.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        return None
+    suffix = {"dicom": ".dcm", "png": ".png", "jpeg": ".jpg", "tiff": ".tif"}[row.format]
+    folder = re.sub(r"[^\w-]", "_", row.label)  # a label is a bundle's text, and here it becomes a folder
+    (part / folder).mkdir(exist_ok=True)
+    name = f"{row.sha256[:24]}{suffix}"
+    (part / folder / name).write_bytes(content)
+    return f"{folder}/{name}"
+
+
+def _defused(text: str) -> str:
+    return "'" + text if text[:1] in _FORMULA else text
+
+
+def export_audit(settings: Settings, file: Path, since: datetime | None, actor: str) -> None:
+    """Write the audit trail as CSV or JSON lines, oldest first; that it was exported is its next entry."""
+    kind = file.suffix.lower()
+    if kind not in (".csv", ".jsonl"):
+        raise Fatal(f"The audit trail is exported as .csv or .jsonl, not {str(file)!r}.", ExitCode.USAGE)
+    part = file.with_name(f".{file.name}.part")
+    number = 0
+    with Store.open(settings.db, may_create=False) as store:
+        query = select(*(audit.c[name] for name in _AUDIT)).order_by(audit.c.id)
+        if since is not None:
+            query = query.where(audit.c.at >= since)
+        with connect(store.engine) as connection, part.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.writer(out, lineterminator="\n")
+            if kind == ".csv":
+                writer.writerow(_AUDIT)
+            for row in connection.execution_options(yield_per=1000).execute(query):
+                values = [utc_text(value) if isinstance(value, datetime) else value for value in row]
+                if kind == ".csv":
+                    writer.writerow([_defused(value) if isinstance(value, str) else value for value in values])
+                else:
+                    out.write(json.dumps(dict(zip(_AUDIT, values, strict=True)), ensure_ascii=False) + "\n")
+                number += 1
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, file)
+        write_audit(store, actor, "exported", detail=f"audit trail, {number} entries")
+    Console(stderr=True, highlight=False).print(f"{number:,} entries in {plain(str(file))}")
+
+
+def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, review_share: float = 0.25) -> None:
+    """A new version of a bundle whose temperature and threshold fit a site's own blinded reads.
+
+    The numbers come from the store: what this bundle said of images whose blinded readers agree, or whose dispute was
+    adjudicated. The networks, the gate and what is unlike training stay. Raises Fatal where there are too few reads.
+    """
+    import numpy as np
+
+    from cxrbatch.inference.bundle import load_bundle
+    from cxrbatch.training import metrics
+    from cxrbatch.training.bundle_writer import change_bundle, change_stage
+    from cxrbatch.training.calibrate import COVERAGE, abnormal_block, review_thresholds, rounded_down
+    from cxrbatch.training.conformal import class_thresholds
+    from cxrbatch.training.scores import probabilities_of
+
+    loaded = load_bundle(bundle)
+    stage = loaded.disease
+    if out.exists():
+        raise Fatal(f"{out} is there already: name a folder that is not.", ExitCode.USAGE)
+    with Store.open(settings.db, may_create=False) as store:
+        rows = _blinded_labels(store, loaded.manifest_sha256, stage.classes)
+    labels = [label for label, _, _ in rows]
+    few = [name for name in stage.classes if labels.count(name) < _LEAST_OF_CLASS]
+    if len(rows) < _LEAST_READS or few:
+        raise Fatal(
+            f"{len(rows)} image(s) have a final label by blinded readers and logits of this bundle; {_LEAST_READS} are "
+            f"needed, {_LEAST_OF_CLASS} of each class"
+            + (f" (too few: {', '.join(few)})." if few else ".")
+            + " Make a blinded round first."
+        )
+    y = np.array([stage.classes.index(label) for label in labels], np.int64)
+    logits = np.array([values for _, values, _ in rows], np.float64)
+    distance = np.array([far for _, _, far in rows], np.float64)
+    temperature = metrics.best_temperature(logits, y)
+    p, before = probabilities_of(logits, temperature), probabilities_of(logits, stage.temperature)
+    threshold, _ = review_thresholds(p.max(1), np.where(distance > 1, distance, 0.0), review_share, 0.0)
+    sets = class_thresholds(p, y, np.ones(len(y)), COVERAGE)
+    shutil.copytree(bundle, out)
+    change_bundle(out, {"version": f"{loaded.version}+site.{datetime.now(UTC):%Y%m%d}"})
+    chosen = f"{len(y)} images of this site, by blinded readers ({datetime.now(UTC):%Y-%m-%d})"
+    change_stage(
+        out,
+        "disease",
+        {
+            "temperature": round(float(temperature), 4),
+            "threshold": round(float(threshold), 4),
+            "chosen_on": chosen,
+            "calibration": {
+                "ece_before": metrics.calibration_error(y, before),
+                "ece_after": metrics.calibration_error(y, p),
+                "accuracy": float((p.argmax(1) == y).mean()),
+                "balanced_accuracy": metrics.balanced_accuracy(y, p.argmax(1)),
+                "sent_to_review": float((p.max(1) < threshold).mean()),
+                "site_reads": Counter(labels),
+            },
+            "label_set": {
+                "coverage": COVERAGE,
+                "thresholds": {name: rounded_down(t) for name, t in zip(stage.classes, sets, strict=True)},
+                "chosen_on": chosen,
+            },
+            **abnormal_block(stage.classes, p, y, ["site"] * len(y)),
+        },
+    )
+    _extend_card(out / "CARD.md", chosen, stage.temperature, temperature, stage.threshold, threshold)
+    print(f"{out}: temperature {stage.temperature:g} -> {temperature:.4g}, ", end="")
+    print(f"threshold {stage.threshold:g} -> {threshold:.4g}")
+    print("Set `cascade` to this folder; images that are scored again are new predictions beside the old ones.")
+
+
+def _blinded_labels(store: Store, manifest_sha256: str, classes: Sequence[str]) -> list[tuple[str, list[float], float]]:
+    """(final label, logits in the order of classes, ood score) of images with a blinded read."""
+    blinded = select(reads.c.image_id).where(reads.c.image_id == review_status.c.image_id, reads.c.blinded)
+    query = (
+        select(review_status.c.image_id, review_status.c.label, predictions.c.ood_score, scores.c.label, scores.c.logit)
+        .join(predictions, predictions.c.image_id == review_status.c.image_id)
+        .join(models, models.c.id == predictions.c.cascade_id)
+        .join(scores, scores.c.prediction_id == predictions.c.id)
+        .where(
+            review_status.c.label.in_(list(classes)),
+            models.c.manifest_sha256.in_([manifest_sha256, manifest_sha256 + " exact"]),
+            blinded.exists(),
+        )
+        .order_by(review_status.c.image_id, predictions.c.id)
+    )
+    found: dict[int, tuple[str, dict[str, float], float]] = {}
+    with connect(store.engine) as connection:
+        for image_id, label, far, name, logit in connection.execute(query):
+            if logit is not None:
+                found.setdefault(image_id, (label, {}, far or 0.0))[1][name] = logit
+    return [
+        (label, [logits[name] for name in classes], far)
+        for label, logits, far in found.values()
+        if logits.keys() >= set(classes)
+    ]
+
+
+def _extend_card(
+    card: Path, chosen: str, old_t: float, new_t: float, old_threshold: float, new_threshold: float
+) -> None:
+    earlier = card.read_text(encoding="utf-8") if card.exists() else "# Model card\n"
+    text = (
+        "\n## Calibrated on a site's own reads\n\n"
+        f"Chosen on {chosen}. The networks are unchanged; figures above are of the version before.\n\n"
+        "| | before | now |\n|---|---|---|\n"
+        f"| temperature | {old_t:g} | {new_t:.4g} |\n| threshold | {old_threshold:g} | {new_threshold:.4g} |\n"
+    )
+    card.write_text(earlier.rstrip() + "\n" + text, encoding="utf-8")

@@ -1,0 +1,38 @@
+// The first page of a list is asked for again every few seconds: rows of a running `watch` appear by themselves.
+"use strict";
+
+const EVERY_MS = 5000;
+const holder = document.getElementById("rows");
+
+async function refresh() {
+  if (document.hidden || !holder.dataset.first || holder.contains(document.activeElement)) return;
+  const before = new Set([...holder.querySelectorAll("tr[data-id]")].map((row) => row.dataset.id));
+  let answer;
+  try {
+    answer = await fetch(location.href, { headers: { "X-Fragment": "1", Accept: "text/html" }, redirect: "manual" });
+  } catch {
+    return;
+  }
+  if (!answer.ok) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  holder.replaceChildren(...page.body.childNodes);
+  let added = 0;
+  for (const row of holder.querySelectorAll("tr[data-id]")) {
+    if (before.has(row.dataset.id)) continue;
+    row.classList.add("new");
+    added += 1;
+  }
+  if (added && before.size) document.getElementById("live").textContent = `${added} new`;
+}
+
+setInterval(refresh, EVERY_MS);
+
+// What is not filtered by stays out of the address.
+document.getElementById("filters").addEventListener("submit", (event) => {
+  for (const field of event.target.elements) {
+    if (field.name && (field.value === "" || (field.name === "sort" && field.value === "uncertain"))) field.disabled = true;
+  }
+});
+window.addEventListener("pageshow", () => {
+  for (const field of document.getElementById("filters").elements) field.disabled = false;
+});

@@ -1,0 +1,217 @@
+"""Captures and reports: valid DICOM, of the right study, the same object for the same result; never taken as input."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
+from cxrbatch.own_objects import is_own_uid, make_uid
+from cxrbatch.samples.dicom import write_dicom
+from cxrbatch.store import Store
+from cxrbatch.store.reported import Reported, Selection, all_reported
+from dicom_results import record_files, source, written
+
+pytest.importorskip("highdicom")
+
+from cxrbatch.dicom_out.codes import finding_of
+from cxrbatch.dicom_out.drawing import draw_capture
+from cxrbatch.dicom_out.objects import KINDS, NotMade, make_objects
+
+HEAT = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
+#: Of SOP classes that hold words about images: Basic Text, Comprehensive 3D, and a dose report.
+REPORTS = ["1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.88.67"]
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Reported:
+    return stored(tmp_path, written(tmp_path / "in", ReferringPhysicianName="REFERRER^R"))
+
+
+def stored(folder: Path, paths: list[Path], **more: object) -> Reported:
+    with Store.open(f"sqlite:///{folder / 'store.db'}") as store:
+        record_files(store, paths, **more)  # type: ignore[arg-type]
+        return next(all_reported(store.engine, Selection()))
+
+
+def made_of(reported: Reported, with_map: bool = True) -> dict[str, Dataset]:
+    explain = (lambda data, said: HEAT) if with_map else (lambda data, said: None)
+    return {one.kind: pydicom.dcmread(_bytes(one.encoded)) for one in make_objects(reported, KINDS, Limits(), explain)}
+
+
+def _bytes(data: bytes) -> pydicom.filebase.DicomBytesIO:
+    return pydicom.filebase.DicomBytesIO(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("label", ["PNEUMONIA", "NOT_CHEST", "SOMETHING_NEW"])
+def test_objects_are_valid(tmp_path: Path, kind: str, label: str) -> None:
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("needs the Debian package dicom3tools")
+    said = stored(tmp_path, written(tmp_path / "in"), label=label)
+    file = tmp_path / "object.dcm"
+    file.write_bytes(next(one.encoded for one in make_objects(said, KINDS, Limits()) if one.kind == kind))
+    checked = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True, errors="replace")
+    errors = [line for line in (checked.stdout + checked.stderr).splitlines() if line.startswith("Error")]
+    assert not errors and checked.returncode == 0
+
+
+def test_a_report_can_be_read_by_dsrdump(reported: Reported, tmp_path: Path) -> None:
+    if shutil.which("dsrdump") is None:
+        pytest.skip("needs the Debian package dcmtk")
+    file = tmp_path / "object.dcm"
+    file.write_bytes(make_objects(reported, ["sr"], Limits())[0].encoded)
+    shown = subprocess.run(["dsrdump", "+Pl", str(file)], capture_output=True, text=True, check=True).stdout
+    for words in (
+        '(233604007,SCT,"Pneumonia")',
+        '"Certainty of Finding")="87.31" (%',
+        '"Threshold for reporting")="91.0" (%',
+        f'"manifest sha256 {reported.manifest_sha256}"',
+        '(NEEDS_REVIEW,99CXRBATCH,"Needs review by a reader")',
+        '(POSSIBLE,99CXRBATCH,"Not chosen, not ruled out (label set)")',
+        '(CHOSEN,99CXRBATCH,"Chosen")',
+        '"Probability of any abnormality")="90.0"',
+        '"Image quality: polarity_suspect"',
+        "For research use; decision support only, not a diagnosis.",
+        "Verification Flag   : UNVERIFIED",
+        "Preliminary Flag    : PRELIMINARY",
+        "Completion Flag     : COMPLETE",
+    ):
+        assert words in shown
+
+
+def test_objects_belong_to_the_sources_patient_and_study(reported: Reported) -> None:
+    original = pydicom.dcmread(reported.paths[0])
+    for dataset in made_of(reported).values():
+        for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDate", "AccessionNumber"):
+            assert dataset[keyword].value == original[keyword].value, keyword
+        assert dataset.ReferringPhysicianName == "REFERRER^R"
+        assert dataset.SeriesInstanceUID != original.SeriesInstanceUID
+        assert is_own_uid(dataset.SOPInstanceUID) and not is_own_uid(original.SOPInstanceUID)
+        assert "not for diagnosis" in dataset.SeriesDescription
+    capture, report = made_of(reported).values()
+    assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == original.SOPInstanceUID
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    referenced = study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert referenced == original.SOPInstanceUID
+    assert capture.BurnedInAnnotation == "YES" and capture.ImageLaterality == "U"
+
+
+def test_a_source_without_burned_in_names_gives_a_capture_without(tmp_path: Path) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", BurnedInAnnotation="NO", ImageLaterality="L"))
+    assert made_of(said)["sc"].BurnedInAnnotation == "NO"
+    assert made_of(said)["sc"].ImageLaterality == "L"
+
+
+def test_names_keep_their_letters(tmp_path: Path) -> None:
+    names = {"SpecificCharacterSet": "ISO_IR 144", "PatientName": "Люкceмбypг"}
+    said = stored(tmp_path, written(tmp_path / "in", **names))
+    assert {str(dataset.PatientName) for dataset in made_of(said).values()} == {"Люкceмбypг"}
+
+
+def test_the_same_result_is_the_same_object_and_another_one_is_not(reported: Reported) -> None:
+    first = make_objects(reported, KINDS, Limits())
+    assert [one.encoded for one in make_objects(reported, KINDS, Limits())] == [one.encoded for one in first]
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    others = [
+        replace(reported, manifest_sha256="d" * 64),
+        replace(reported, final_label="NORMAL", reviewed_at=moment),
+        replace(reported, final_label="COVID19", reviewed_at=moment),
+        replace(reported, final_label="NORMAL", reviewed_at=moment + timedelta(seconds=1)),
+    ]
+    uids = {one.sop_instance_uid for said in (reported, *others) for one in make_objects(said, KINDS, Limits())}
+    uids |= {one.sop_instance_uid for one in make_objects(reported, ["sc"], Limits(), lambda data, said: HEAT)}
+    assert len(uids) == 2 * 5 + 1
+
+
+def test_the_readers_label_is_in_the_report(reported: Reported) -> None:
+    read = replace(reported, final_label="TUBERCULOSIS", reviewed_at=datetime(2100, 1, 2, 3, 4, 5, tzinfo=UTC))
+    report = made_of(read)["sr"]
+    groups = report.ContentSequence[-1].ContentSequence
+    found = [
+        item.ConceptCodeSequence[0].CodeValue for item in groups[-1].ContentSequence if "ConceptCodeSequence" in item
+    ]
+    assert finding_of("TUBERCULOSIS").value in found and "READER" in found
+    assert (report.ContentDate, report.ContentTime) == ("21000102", "030405")
+
+
+def test_a_source_that_changed_is_refused_and_one_that_is_gone_may_come_back(reported: Reported) -> None:
+    path = Path(reported.paths[0])
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\x01")
+    with pytest.raises(NotMade, match="source_changed") as caught:
+        make_objects(reported, ["sr"], Limits())
+    assert not caught.value.may_pass
+    path.unlink()
+    with pytest.raises(NotMade, match="source_missing") as caught:
+        make_objects(reported, ["sr"], Limits())
+    assert caught.value.may_pass
+
+
+def test_a_source_without_a_study_is_refused_with_a_reason(tmp_path: Path) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", StudyInstanceUID=""))
+    with pytest.raises(NotMade, match="no_study"):
+        make_objects(said, KINDS, Limits())
+
+
+def test_text_stays_in_its_bands(reported: Reported) -> None:
+    """The images are pasted, not drawn on: what is between the bands is the image and nothing else."""
+    black = np.zeros((512, 400), np.uint8)
+    capture = draw_capture(reported, black, None)
+    assert capture[70:860].max() == 0  # 64 rows of header, 800 of image
+    assert capture[:64].max() > 200 and capture[870:].max() > 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_own_objects_are_no_input(reported: Reported, kind: str) -> None:
+    dataset = made_of(reported)[kind]
+    assert reason(dataset) == ReasonCode.OWN_OUTPUT
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"  # copied under new UIDs
+    assert reason(dataset) == ReasonCode.OWN_OUTPUT
+    dataset.Manufacturer = "somebody's gateway"
+    assert reason(dataset) == ReasonCode.OWN_OUTPUT  # by its series
+    dataset.SeriesDescription = "X"
+    dataset.SOPInstanceUID = make_uid("anything")
+    assert reason(dataset) == ReasonCode.OWN_OUTPUT  # by its UID
+
+
+@pytest.mark.parametrize("sop_class", REPORTS)
+def test_reports_of_others_are_no_input(sop_class: str) -> None:
+    dataset = source(SOPClassUID=sop_class)
+    del dataset.PixelData
+    assert reason(dataset) == ReasonCode.STRUCTURED_REPORT
+
+
+def test_other_images_are_input_still() -> None:
+    data = write_dicom(source(Manufacturer="cxrbatch samples (synthetic)", SeriesDescription="chest pa"))
+    assert decode_bytes(data, (), Limits(), Identifiers("drop")).facts.format == "dicom"
+
+
+def reason(dataset: Dataset) -> ReasonCode:
+    with pytest.raises(Rejected) as caught:
+        decode_bytes(write_dicom(dataset), (), Limits(), Identifiers("drop"))
+    return caught.value.reason_code
+
+
+@pytest.mark.parametrize(
+    "uid", ["", "1.2.3", "2.25.", "2.25.-1", "2.25.1", f"2.25.{2**128}", "2.25.9" + "9" * 60, "2.25.x"]
+)
+def test_no_other_uid_passes_for_ours(uid: str) -> None:
+    assert not is_own_uid(uid)
+
+
+def test_uids_are_valid_and_known_again() -> None:
+    for number in range(200):
+        uid = make_uid("a", str(number))
+        assert is_own_uid(uid) and len(uid) <= 64 and pydicom.uid.UID(uid).is_valid
+        last = uid[:-1] + ("0" if uid[-1] != "0" else "1")
+        assert not is_own_uid(last)

@@ -1,0 +1,77 @@
+"""Reviews back out of the store: the dataset, the audit trail, a bundle calibrated on blinded reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cxrbatch.errors import Fatal
+from cxrbatch.inference.bundle import find_bundle, load_bundle
+from cxrbatch.ops.feedback import calibrate_from_reviews, export_audit, export_dataset
+from cxrbatch.settings import Settings
+from cxrbatch.store import CascadeIdentity, ReviewAction, Store
+from cxrbatch.training.datasets import find_folders
+from review_server import fill
+from store_images import LABELS, begin, review, scored_file
+
+
+def test_what_was_reviewed_is_a_dataset_that_training_takes(store_url: str, tmp_path: Path) -> None:
+    with Store.open(store_url) as store:
+        fill(store, tmp_path / "incoming")
+        for image_id, label in ((1, "NORMAL"), (2, "COVID19"), (3, "NOT_CHEST"), (4, "UNREADABLE"), (6, "NORMAL")):
+            review(store, image_id, "dr_a", ReviewAction.OVERRIDE, label)
+        review(store, 5, "dr_a", ReviewAction.FLAG)
+        review(store, 2, "=dr_b", ReviewAction.OVERRIDE, "COVID19")
+    (tmp_path / "incoming" / "image_5.png").write_bytes(b"other bytes")
+    settings, out = Settings(db=store_url), tmp_path / "dataset"
+    export_dataset(settings, out, "somebody")
+    assert sorted(str(path.relative_to(out).parent) for path in out.glob("*/*")) == ["COVID19", "NORMAL", "NOT_CHEST"]
+    with (out / "manifest.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["label"] for row in rows] == ["NORMAL", "COVID19", "NOT_CHEST"]
+    assert rows[1]["decided_by"] == "'=dr_b, dr_a"
+    (folder,) = find_folders(out)
+    assert {(image.label, image.source) for image in folder.images} == {(row["label"], "review") for row in rows}
+    with pytest.raises(Fatal, match="is there already"):
+        export_dataset(settings, out, "somebody")
+    export_audit(settings, tmp_path / "audit.jsonl", None, "somebody")
+    entries = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert (entries[-1]["event"], entries[-1]["actor"]) == ("exported", "somebody")
+    export_audit(settings, tmp_path / "audit.csv", None, "somebody")
+    assert (tmp_path / "audit.csv").read_text().count("\n") == len(entries) + 2
+    with pytest.raises(Fatal, match="csv or"):
+        export_audit(settings, tmp_path / "audit.txt", None, "somebody")
+
+
+def test_a_bundle_is_calibrated_on_blinded_reads(tmp_path: Path) -> None:
+    bundle = load_bundle("default")
+    classes = bundle.disease.classes
+    assert set(classes) == set(LABELS)
+    settings = Settings(db=f"sqlite:///{tmp_path / 's.db'}")
+    identity = CascadeIdentity("default", "1", bundle.manifest_sha256, "{}", ("disease",), ("x",))
+    with Store.open(settings.db) as store:
+        run = begin(store, identity)
+        outcomes = [scored_file(f"/in/{number}", LABELS[number % 4], 0.9) for number in range(60)]
+        store.record(run.run_id, run.cascade_id, outcomes)
+        with pytest.raises(Fatal, match="Make a blinded round first"):
+            calibrate_from_reviews(settings, find_bundle("default"), tmp_path / "new")
+        ids = {row.path: number for number, row in enumerate(store.results())}
+        assert len(ids) == 60
+        for known in (store.everything_about(f"/in/{number}")[0] for number in range(60)):
+            said = known.result["label"]
+            wrong = known.file["id"] % 5 == 0
+            label = LABELS[(LABELS.index(said) + 1) % 4] if wrong else said
+            review(store, known.file["image_id"], "dr_a", ReviewAction.OVERRIDE, label, blinded=True)
+    source = tmp_path / "source"
+    shutil.copytree(find_bundle("default"), source)
+    calibrate_from_reviews(settings, source, tmp_path / "new")
+    made = load_bundle(tmp_path / "new")
+    assert made.version.startswith(f"{bundle.version}+site.")
+    assert made.manifest_sha256 != bundle.manifest_sha256
+    assert made.disease.temperature != bundle.disease.temperature
+    assert "60 images of this site" in (made.path / "CARD.md").read_text()
+    assert load_bundle(source).manifest_sha256 == bundle.manifest_sha256, "the old one is as it was"

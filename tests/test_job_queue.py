@@ -1,0 +1,345 @@
+"""The job queue of watch: who may claim a file, until when, and whose outcome counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import select
+
+from cxrbatch.errors import ReasonCode, Rejected, Retry
+from cxrbatch.store import Backoff, JobQueue, Run, Store, StoreDown, path_to_text, retry_now
+from cxrbatch.store.connection import connect
+from cxrbatch.store.schema import files
+from cxrbatch.types import FoundFile, Outcome
+from store_images import CASCADE, OTHER_CASCADE, found, linked, reject, scored_file
+
+WAITS = Backoff(first_s=10, most_s=60, truncated_tries=3)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_s(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(store_url: str, clock: Clock) -> Iterator[Store]:
+    with Store.open(store_url, clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    return store.begin_run("{}", CASCADE, device="cpu", engine="torch", host="here", version="0.1.0")
+
+
+@pytest.fixture
+def one(store: Store, run: Run) -> JobQueue:
+    return JobQueue(store, run, "one", 60, WAITS)
+
+
+@pytest.fixture
+def two(store: Store, run: Run) -> JobQueue:
+    return JobQueue(store, run, "two", 60, WAITS)
+
+
+def offer(job_queue: JobQueue, *paths: str, **file: Any) -> int:
+    return job_queue.offer([found(path, **file) for path in paths], inodes_tell=True)
+
+
+def taken(job_queue: JobQueue, most: int = 100, roots: tuple[str, ...] = ("/in",)) -> list[str]:
+    return sorted(claimed.file.path for claimed in job_queue.claim(roots, most))
+
+
+def states(store: Store) -> dict[str, str]:
+    with connect(store.engine) as connection:
+        return {row.path: row.state for row in connection.execute(select(files.c.path, files.c.state))}
+
+
+def test_what_is_offered_is_claimed_once(one: JobQueue, two: JobQueue, store: Store) -> None:
+    assert offer(one, "/in/a", "/in/b", "/in/c") == 3
+    assert offer(two, "/in/a", "/in/b", "/in/c") == 3  # it says so, but they keep their place
+    first, second = taken(one, 2), taken(two, 2)
+    assert len(first) == 2 and len(second) == 1 and sorted(first + second) == ["/in/a", "/in/b", "/in/c"]
+    assert taken(one) == taken(two) == []
+    assert offer(one, "/in/a") == 1 and taken(two) == []  # offered again: still in hand
+
+
+def test_a_claim_says_what_was_offered(one: JobQueue) -> None:
+    file = FoundFile("/in/\udcff odd", 2**40, 1_700_000_000_123_456_789, 2**64 - 3)
+    one.offer([file], inodes_tell=True)
+    (claimed,) = one.claim(["/in"], 10)
+    assert claimed.file == file and claimed.text == path_to_text(file.path)
+
+
+def test_a_path_too_long_to_keep_comes_without_its_name(one: JobQueue) -> None:
+    path = "/in/" + "long/" * 700
+    offer(one, path)
+    (claimed,) = one.claim(["/in"], 10)
+    assert claimed.file.path == "" and claimed.text == path_to_text(path)
+
+
+def test_claims_stay_below_their_roots(one: JobQueue) -> None:
+    offer(one, "/in/a", "/inside/b", "/other/c")
+    assert taken(one) == ["/in/a"]
+    assert taken(one, roots=("/other", "/inside")) == ["/inside/b", "/other/c"]
+
+
+def test_an_outcome_ends_the_lease_and_an_unchanged_file_is_left_alone(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a", "/in/junk")
+    taken(one)
+    recorded = one.record([scored_file("/in/a"), reject("/in/junk")])
+    assert (recorded.done, recorded.rejected, recorded.late) == (1, 1, 0)
+    assert offer(one, "/in/a", "/in/junk") == 0
+    assert states(store) == {"/in/a": "done", "/in/junk": "rejected"}
+    assert taken(one) == []
+
+
+def test_a_change_sends_any_file_back_and_drops_what_was_said_of_the_old_bytes(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a", "/in/b")
+    taken(one)
+    one.record([scored_file("/in/a"), reject("/in/b")])
+    assert offer(one, "/in/a", "/in/b", size=2000) == 2
+    assert {(row.state, row.label, row.reason_code) for row in store.results()} == {("waiting", None, None)}
+    assert taken(one) == ["/in/a", "/in/b"]
+
+
+def test_another_inode_is_another_file_where_inodes_can_be_trusted(one: JobQueue) -> None:
+    offer(one, "/in/a")
+    taken(one)
+    one.record([scored_file("/in/a")])
+    replaced = [found("/in/a", inode=8)]
+    assert one.offer(replaced, inodes_tell=False) == 0
+    assert one.offer(replaced, inodes_tell=True) == 1
+    assert taken(one) == ["/in/a"]
+
+
+def test_a_file_that_changes_in_hand_makes_the_old_answer_late(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a")
+    taken(one)
+    offer(one, "/in/a", size=2000)
+    assert one.record([scored_file("/in/a")]).late == 1
+    assert states(store) == {"/in/a": "waiting"}
+
+
+def test_a_lease_that_runs_out_is_taken_over_and_the_late_write_loses(
+    one: JobQueue, two: JobQueue, store: Store, clock: Clock
+) -> None:
+    offer(one, "/in/a", "/in/b")
+    assert taken(one) == ["/in/a", "/in/b"]
+    clock.pass_s(59)
+    assert taken(two) == []
+    clock.pass_s(2)
+    assert taken(two, 1) in (["/in/a"], ["/in/b"])
+    assert len(taken(two)) == 1
+    assert two.record([scored_file("/in/a", "COVID19")]).done == 1
+    late = one.record([scored_file("/in/a", "NORMAL"), scored_file("/in/b", "NORMAL")])
+    assert (late.late, late.done) == (2, 0)
+    assert {row.path: row.label for row in store.results()} == {"/in/a": "COVID19", "/in/b": None}
+    assert two.record([scored_file("/in/b", "COVID19")]).done == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_found_by_the_next(
+    one: JobQueue, two: JobQueue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit succeeded and its answer was lost: leases would be renewed for ever without any work."""
+    dialect = store.engine.dialect
+    commit = dialect.do_commit
+
+    def commit_and_lose(connection: Any) -> None:
+        commit(connection)
+        raise dialect.loaded_dbapi.OperationalError("disk I/O error: the server closed the connection")
+
+    offer(one, "/in/a", "/in/b", "/in/c")
+    assert taken(one, 1) == ["/in/a"]
+    with monkeypatch.context() as broken:
+        broken.setattr(dialect, "do_commit", commit_and_lose)
+        with pytest.raises(StoreDown):
+            one.claim(["/in"], 1)
+    assert sorted([*taken(two), *taken(one)]) == ["/in/b", "/in/c"]
+    assert taken(one) == []
+    assert one.record([scored_file("/in/a")]).done == 1
+
+
+def test_a_lease_that_ran_out_but_was_not_taken_still_counts(one: JobQueue, clock: Clock) -> None:
+    offer(one, "/in/a")
+    taken(one)
+    clock.pass_s(1000)
+    assert one.record([scored_file("/in/a")]).done == 1
+
+
+def test_a_heartbeat_keeps_what_is_in_hand(one: JobQueue, two: JobQueue, clock: Clock) -> None:
+    offer(one, "/in/a", "/in/b")
+    taken(one)
+    for _ in range(5):
+        clock.pass_s(40)
+        assert one.renew() == 2 and two.renew() == 0
+    assert taken(two) == []
+
+
+def test_what_is_released_can_be_taken_at_once(one: JobQueue, two: JobQueue, clock: Clock) -> None:
+    offer(one, "/in/a", "/in/b", "/in/c")
+    taken(one)
+    assert one.release(["/in/b"], for_s=30) == 1
+    assert taken(two) == []
+    assert one.release() == 2 and two.release() == 0
+    assert taken(two) == ["/in/a", "/in/c"]
+    clock.pass_s(30)
+    assert taken(one) == ["/in/b"]
+    assert one.release_everybodys() == 3
+
+
+def test_waits_grow_until_they_do_not(one: JobQueue, store: Store, clock: Clock) -> None:
+    offer(one, "/in/a")
+    for wait_s in (10, 20, 40, 60, 60):
+        assert taken(one) == ["/in/a"]
+        one.record([reject("/in/a", ReasonCode.UNREADABLE)])
+        assert states(store) == {"/in/a": "retry"}
+        offer(one, "/in/a")  # a walk does not hurry it
+        clock.pass_s(wait_s - 1)
+        assert taken(one) == []
+        clock.pass_s(1)
+    assert taken(one) == ["/in/a"]
+    assert one.record([scored_file("/in/a")]).done == 1
+
+
+def test_watch_once_tries_no_file_twice_however_short_the_waits(one: JobQueue, store: Store, clock: Clock) -> None:
+    with connect(store.engine) as connection:
+        began = store.now(connection)
+    once = replace(one, retries_due_by=began, backoff=Backoff(1, 1, 5))
+    offer(once, "/in/a")
+    assert taken(once) == ["/in/a"]
+    once.record([reject("/in/a", ReasonCode.UNREADABLE)])
+    clock.pass_s(60)
+    assert taken(once) == []
+    assert states(store) == {"/in/a": "retry"}
+    assert taken(one) == ["/in/a"]
+
+
+def test_a_truncated_file_may_still_be_on_its_way_but_not_for_ever(one: JobQueue, store: Store, clock: Clock) -> None:
+    offer(one, "/in/a")
+    seen = []
+    for _ in range(3):
+        assert taken(one) == ["/in/a"]
+        one.record([reject("/in/a", ReasonCode.TRUNCATED)])
+        seen.append(states(store)["/in/a"])
+        clock.pass_s(60)
+    assert seen == ["retry", "retry", "rejected"]
+    assert taken(one) == [] and offer(one, "/in/a") == 0
+    assert offer(one, "/in/a", size=5) == 1  # it grew after all
+
+
+def test_a_scan_leaves_truncated_files_final_and_reads_one_that_watch_would_try_again(
+    one: JobQueue, store: Store
+) -> None:
+    store.record(one.run.run_id, one.run.cascade_id, [reject("/in/scanned", ReasonCode.TRUNCATED)])
+    assert states(store)["/in/scanned"] == "rejected"
+    offer(one, "/in/a")
+    taken(one)
+    one.record([reject("/in/a", ReasonCode.TRUNCATED)])
+    assert store.unchanged([found("/in/a"), found("/in/scanned")], one.run.cascade_id) == {"/in/scanned"}
+
+
+def test_what_a_scan_left_to_be_tried_again_waits_when_watch_finds_it(one: JobQueue, store: Store) -> None:
+    store.record(one.run.run_id, one.run.cascade_id, [reject("/in/a", ReasonCode.UNREADABLE)])
+    assert taken(one) == []  # it has no time to be tried at
+    assert offer(one, "/in/a") == 1 and taken(one) == ["/in/a"]
+
+
+def test_a_name_that_is_no_file_gets_its_outcome_without_being_opened(one: JobQueue, store: Store) -> None:
+    fifo = found("/in/fifo", problem=Rejected(ReasonCode.NOT_A_REGULAR_FILE, "A FIFO."))
+    shut = found("/in/shut", problem=Retry(ReasonCode.PERMISSION_DENIED, "A folder."))
+    assert one.offer([fifo, shut, found("/in/a")], inodes_tell=True) == 1
+    assert states(store) == {"/in/fifo": "rejected", "/in/shut": "retry", "/in/a": "waiting"}
+    assert taken(one) == ["/in/a"]
+    assert retry_now(store, None) == 0  # only the walk can say that they have healed
+    assert one.offer([found("/in/fifo")], inodes_tell=True) == 1
+
+
+def test_retry_now(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a", "/in/b", "/in/c")
+    taken(one)
+    one.record([reject("/in/a"), reject("/in/b", ReasonCode.UNREADABLE), scored_file("/in/c")])
+    assert retry_now(store, ReasonCode.TRUNCATED) == 0
+    assert retry_now(store, ReasonCode.UNREADABLE) == 1
+    assert taken(one) == ["/in/b"]
+    assert retry_now(store, None) == 1
+    assert taken(one) == ["/in/a"]
+
+
+def test_what_is_missing_comes_back_with_its_outcome(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a", "/in/b")
+    taken(one)
+    one.record([scored_file("/in/a")])
+    assert one.mark_missing(["/in"], set()) == 2  # also the one in hand
+    assert one.record([scored_file("/in/b")]).late == 1
+    assert offer(one, "/in/a", "/in/b") == 1
+    assert states(store) == {"/in/a": "done", "/in/b": "waiting"}
+
+
+def test_known_content_is_linked(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a", "/in/b")
+    taken(one)
+    one.record([scored_file("/in/a", "COVID19", content="same")])
+    one.record([linked("/in/b", "same")])
+    assert {row.label for row in store.results()} == {"COVID19"}
+
+
+def test_a_new_cascade_scores_again_and_the_old_prediction_shows_until_then(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a")
+    taken(one)
+    one.record([scored_file("/in/a", "NORMAL")])
+    other = JobQueue(
+        store,
+        store.begin_run("{}", OTHER_CASCADE, device="cpu", engine="torch", host="here", version="1"),
+        "other",
+        60,
+        WAITS,
+    )
+    assert offer(other, "/in/a") == 1
+    assert {(row.state, row.label) for row in store.results()} == {("waiting", "NORMAL")}
+    assert taken(other) == ["/in/a"]
+    other.record([scored_file("/in/a", "COVID19")])
+    assert {(row.state, row.label) for row in store.results()} == {("done", "COVID19")}
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_a_claim_does_not_read_past_what_is_done(one: JobQueue, store: Store) -> None:
+    offer(one, *(f"/in/{i:05}" for i in range(5_000)))
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE files")
+    said: list[tuple[str, Any]] = []
+    sa.event.listen(store.engine, "before_cursor_execute", lambda c, cur, text, values, *_: said.append((text, values)))
+    one.claim(["/in"], 8)
+    one.unfinished(["/in"])
+    queries = [(text, values) for text, values in said if "LIMIT" in text]
+    with connect(store.engine) as connection:
+        for what, (text, values) in zip(("retries", "expired", "waiting", "any"), queries, strict=True):
+            steps = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {text}", values))
+            assert "Seq Scan" not in steps, steps
+            assert "Sort" not in steps or what in ("retries", "expired"), "all that wait would be read"
+
+
+def test_a_scan_on_a_cluster_is_the_next_try_of_what_failed(one: JobQueue, store: Store) -> None:
+    offer(one, "/in/a", "/in/b")
+    taken(one)
+    one.record([Outcome(found("/in/a"), rejected=Retry(ReasonCode.UNREADABLE, "Later.")), reject("/in/b")])
+    offer(one, "/in/a")
+    assert taken(one) == [] and states(store) == {"/in/a": "retry", "/in/b": "rejected"}
+    assert one.offer([found("/in/a"), found("/in/b")], inodes_tell=False, retry_at_once=True) == 1
+    assert taken(one) == ["/in/a"]

@@ -1,0 +1,213 @@
+"""`cxrbatch scan s3://…` and `watch s3://…` against a real S3 server (moto's), with faults of the network before it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.intake import remote
+from cxrbatch.intake.discover import Wanted, discover, roots_of
+from cxrbatch.ops.scan import Exports, run_scan
+from cxrbatch.settings import Settings
+from cxrbatch.store import Store
+from daemon import Arithmetic
+from factories import make_bundle
+from fork_server import LIMIT_S, fork_server
+from pipelines import image
+from s3_server import Bucket, Proxy, pointed_at
+
+pytest.importorskip("s3fs", reason="needs the extra 'remote'")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture(autouse=True)
+def _environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    pointed_at(proxy.url, monkeypatch)
+    monkeypatch.setattr("cxrbatch.ops.scan.open_engine", lambda *_: Arithmetic())
+    remote._file_system.cache_clear()
+
+
+@dataclass
+class Scanner:
+    """`cxrbatch scan` without a process of its own: decode workers are real ones."""
+
+    folder: Path
+    bundle: Path
+
+    def scan(self, *roots: object, **settings: Any) -> ExitCode:
+        url = f"sqlite:///{self.folder}/s.db"
+        key = str(self.folder / "key")
+        given = {"cascade": str(self.bundle), "workers": 1, "quiet_s": 0, "id_key_file": key} | settings
+        how: dict[str, Any] = {"reprocess": "none", "limit": None, "dry_run": False, "error_on_empty": False}
+        return run_scan(Settings(db=url, **given), [str(root) for root in roots], Exports(), quiet=True, **how)
+
+    def ask(self, query: str) -> list[Any]:
+        with closing(sqlite3.connect(self.folder / "s.db")) as connection:
+            return connection.execute(query).fetchall()
+
+    def states(self) -> dict[str, tuple[str, str | None]]:
+        rows = self.ask("SELECT path, state, reason_code FROM files")
+        return {path.rpartition("/")[2]: (state, reason) for path, state, reason in rows}
+
+
+@pytest.fixture
+def scanner(tmp_path: Path, bundle: Path) -> Scanner:
+    return Scanner(tmp_path, bundle)
+
+
+def test_objects_become_the_rows_that_files_become_and_a_second_scan_reads_none(
+    scanner: Scanner, bucket: Bucket, proxy: Proxy
+) -> None:
+    folder = scanner.folder / "in"
+    for i in range(3):
+        with image(folder / f"{i}.png", i).open("ab") as file:
+            file.write(b"0")  # behind the end of the image
+        bucket.put(f"p/day/{i}.png", (folder / f"{i}.png").read_bytes())
+    for name, data in {"empty.dcm": b"", "page.dcm": b"<html>no", "name with ä +%2F.png": b"x"}.items():
+        bucket.put(f"p/{name}", data)
+        (folder / name).write_bytes(data)
+    for key in ("p/.hidden/0.png", "p/day/9.tmp", "pq/other.png", "p/day/"):
+        bucket.put(key, b"not wanted")
+    root = f"s3://{bucket.name}/p"
+    assert scanner.scan(folder, root + "/") == ExitCode.SOME_REJECTED
+    rows = "SELECT label, confidence, state, reason_code, sha256 FROM results WHERE path {} 's3:%' ORDER BY 5, 4"
+    assert len(scanner.ask(rows.format("LIKE"))) == 6
+    assert scanner.ask(rows.format("LIKE")) == scanner.ask(rows.format("NOT LIKE"))
+    proxy.requests.clear()
+    scanner.scan(root)
+    assert proxy.requests and all("list-type" in path for _, path in proxy.requests), "nothing but listings"
+
+    bucket.delete("p/day/0.png")
+    same_size = (folder / "1.png").read_bytes()[:-1] + b"1"
+    bucket.put("p/day/1.png", same_size)  # perhaps within the second that LastModified tells
+    scanner.scan(root)
+    assert scanner.states()["0.png"] == ("missing", None)
+    (found,) = scanner.ask(f"SELECT sha256 FROM results WHERE path = '{root}/day/1.png'")
+    assert found == (hashlib.sha256(same_size).hexdigest(),)
+
+
+def test_what_s3_fails_at_is_tried_again_by_the_next_scan(scanner: Scanner, bucket: Bucket, proxy: Proxy) -> None:
+    contents = {name: image(scanner.folder / name, i).read_bytes() + b"0" for i, name in enumerate(NAMES)}
+    for name, data in contents.items():
+        bucket.put(name, data)
+    refused = {"broken.png": 500, "forbidden.png": 403}
+    changed = contents["changed.png"][:-1] + b"1"
+
+    def fault(method: str, path: str) -> int | None:
+        name = path.rpartition("/")[2]
+        if name == "changed.png":
+            bucket.put(name, changed)
+        if name == "gone.png":
+            bucket.delete(name)
+        return refused.get(name)
+
+    proxy.fault = fault
+    proxy.slow = "slow.png"
+    scanner.scan(f"s3://{bucket.name}", decode_timeout_s=20)
+    assert scanner.states() == {
+        "good.png": ("done", None),
+        "broken.png": ("retry", "unreadable"),
+        "changed.png": ("retry", "changed_while_read"),
+        "forbidden.png": ("retry", "permission_denied"),
+        "gone.png": ("retry", "vanished"),
+        "slow.png": ("retry", "unreadable"),
+    }
+    proxy.slow, once = "", iter([500])
+    proxy.fault = lambda method, path: next(once, None) if path.endswith("broken.png") else None
+    scanner.scan(f"s3://{bucket.name}")  # a single 500 costs nothing
+    states = scanner.states()
+    assert states.pop("gone.png") == ("missing", "vanished")
+    assert set(states.values()) == {("done", None)}
+
+
+NAMES = ("good.png", "broken.png", "changed.png", "forbidden.png", "gone.png", "slow.png")
+
+
+def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
+    bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PAGE", 4)
+    for i in range(10):
+        bucket.put(f"p/{i:04}.dcm", b"<html>no")
+    root = f"s3://{bucket.name}/p"
+    assert len({file.path for file in discover([root], Wanted())}) == 10
+    assert [file.path for file in discover([root + "/0007.dcm"], Wanted())] == [root + "/0007.dcm"]
+    proxy.fault = lambda method, path: 404 if "continuation-token" in path else None
+    unlisted: list[str] = []
+    found = list(discover([root], Wanted(), unlisted))
+    assert len(found) == 5 and found[-1].problem is not None
+    assert unlisted == [root], "so that nothing below it is marked as missing"
+
+
+@pytest.mark.parametrize(
+    ("root", "fault", "says", "code"),
+    [
+        ("s3://no-such-bucket-here/p", None, "There is no bucket s3://no-such-bucket-here; ", 1),
+        ("s3://BUCKET", 403, "may not be listed with these credentials; ", 1),
+        ("nonsense://BUCKET", None, "is nothing that fsspec knows; ", 2),
+        ("s3://user:secret@BUCKET/p", None, "must not carry a password: ", 2),
+    ],
+    ids=["bucket", "credentials", "scheme", "password"],
+)
+def test_what_a_user_gets_wrong_is_one_sentence(
+    bucket: Bucket, proxy: Proxy, root: str, fault: int | None, says: str, code: int
+) -> None:
+    proxy.fault = lambda method, path: fault
+    with pytest.raises(Fatal, match=says) as ended:
+        roots_of([root.replace("BUCKET", bucket.name)])
+    assert ended.value.exit_code == code and "secret" not in str(ended.value)
+
+
+def test_an_endpoint_that_nobody_answers_at_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(Fatal, match="cannot be listed"):
+        roots_of(["s3://b/p"])
+
+
+def test_watch_polls_a_bucket_and_waits_while_it_cannot_be_listed(
+    scanner: Scanner, bucket: Bucket, proxy: Proxy
+) -> None:
+    store = f"sqlite:///{scanner.folder}/s.db"
+    with Store.open(store):
+        pass
+    bucket.put("p/0.png", image(scanner.folder / "0.png", 0).read_bytes())
+    environment = os.environ | {"CXRBATCH_CASCADE": str(scanner.bundle), "CXRBATCH_POLL_S": "0.3"}
+    environment |= {"CXRBATCH_WORKERS": "1", "TEST_ENGINE": "arithmetic"}
+    process = fork_server().start(["--db", store, "watch", f"s3://{bucket.name}/p"], scanner.folder, environment)
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert process.poll() is None
+            time.sleep(0.1)
+
+    try:
+        wait_until(lambda: scanner.states().get("0.png") == ("done", None))
+        proxy.fault = lambda method, path: 403
+        image(scanner.folder / "1.png", 1)
+        bucket.put("p/1.png", (scanner.folder / "1.png").read_bytes())
+        bucket.delete("p/0.png")
+        seen = len(proxy.requests)
+        wait_until(lambda: len(proxy.requests) > seen + 3)
+        assert scanner.states() == {"0.png": ("done", None)}, "nothing is missing while nobody can look"
+        proxy.fault = lambda method, path: None
+        wait_until(lambda: scanner.states() == {"0.png": ("missing", None), "1.png": ("done", None)})
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(LIMIT_S)
+    assert process.returncode == 0

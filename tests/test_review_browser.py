@@ -1,0 +1,310 @@
+"""The review in a real browser (Debian's Chromium) against a real server, on both stores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from cxrbatch.store import Store
+from cxrbatch.store.connection import connect
+from cxrbatch.store.review_schema import reads, review_status, reviews
+from review_server import PASSWORD, Server, fill, make_users, serving
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'cxrbatch[test]'")
+
+CHROMIUM = os.environ.get("CXRBATCH_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium"),
+    pytest.mark.timeout(300),
+    # A key pressed by Playwright was lost once in some ninety tests; why is not known yet.
+    pytest.mark.flaky(reruns=2),
+]
+WAIT_MS = 40_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(autouse=True)
+def close_tabs(browser: Any) -> Iterator[None]:
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
+    with Store.open(store_url) as opened:
+        fill(opened, tmp_path / "incoming")
+        make_users(opened)
+        yield opened
+
+
+@pytest.fixture
+def server(store: Store, store_url: str, tmp_path: Path) -> Iterator[Server]:
+    with serving(store_url, tmp_path) as started:
+        yield started
+
+
+class Tab:
+    """A page of the review, and everything that goes wrong in it."""
+
+    def __init__(self, browser: Any, server: Server, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT_MS)
+        self.server, self.problems = server, list[str]()
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+
+    def log_in(self, name: str) -> Tab:
+        self.page.goto(self.server.address + "/login")
+        self.page.fill("input[name=name]", name)
+        self.page.fill("input[name=password]", PASSWORD)
+        self.page.click("button.primary")
+        self.page.wait_for_url("**/images*")
+        return self
+
+    def goto(self, path: str) -> None:
+        self.page.goto(self.server.address + path)
+
+    def shown(self, key: int | str) -> None:
+        self.page.wait_for_selector(f'#workplace[data-shown="{key}"]')
+
+    def press(self, key: str, then: int | str) -> None:
+        """A key, then the image that it leads to."""
+        self.page.keyboard.press(key)
+        self.shown(then)
+
+    def until(self, expression: str) -> None:
+        """Playwright's own waiting evaluates text inside the page, which its CSP forbids."""
+        for _ in range(WAIT_MS // 100):
+            if self.page.evaluate(expression):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"it never came true: {expression}")
+
+    def saved(self) -> None:
+        self.until("JSON.parse(sessionStorage.getItem('pending') ?? '[]').length === 0")
+
+    def canvas(self) -> list[int]:
+        """The grey levels in the middle row of the canvas."""
+        found: list[int] = self.page.evaluate(
+            """() => { const c = document.getElementById('canvas');
+            const row = c.getContext('2d').getImageData(0, c.height / 2, c.width, 1).data;
+            return [...row].filter((_, i) => i % 4 === 0); }"""
+        )
+        return found
+
+
+def rows(store: Store, table: sa.Table, *columns: str) -> list[tuple[Any, ...]]:
+    with connect(store.engine) as connection:
+        found = connection.execute(sa.select(*(table.c[name] for name in columns)).order_by(*table.primary_key.columns))
+        return [tuple(row) for row in found]
+
+
+def test_a_reader_works_through_the_list(browser: Any, server: Server, store: Store) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    page = tab.page
+    tab.goto("/images?decision=needs_review")
+    assert page.locator("tr[data-id]").count() == 6
+    page.select_option("select[name=label]", "NORMAL")
+    page.click("button:has-text('Filter')")
+    page.wait_for_url("**/images?decision=needs_review&label=NORMAL")
+    assert page.locator("tr[data-id]").count() == 2
+    tab.goto("/images?decision=needs_review")
+    page.click("tr[data-id='1'] a")
+    tab.shown(1)
+    assert page.locator("#answer .says strong").inner_text() == "NORMAL"
+    assert "NaN" not in page.locator("#readout").inner_text()
+    before = tab.canvas()
+    assert max(before) > 100
+    page.keyboard.press("i")
+    page.wait_for_timeout(200)
+    inverted = tab.canvas()
+    assert inverted != before
+    page.keyboard.press("i")
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 300)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 420, box["y"] + 380, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(200)
+    assert tab.canvas() != before, "the window has changed"
+    tab.press("a", 2)  # accept
+    tab.press("3", 3)  # override
+    tab.press("o", 4)
+    tab.press("f", 5)
+    tab.press("s", 6)
+    tab.press("p", 5)
+    page.fill("#comment", "a 2 in a comment is no key")
+    page.keyboard.press("2")
+    assert page.url.split("/")[-1].startswith("5")
+    page.locator("#comment").blur()
+    tab.press("u", 6)
+    tab.saved()
+    tab.press("z", 5)  # undo
+    assert page.locator(".history li").count() == 3
+    made = rows(store, reviews, "image_id", "action", "label", "shown_label", "comment")
+    # Acts on different images are sent side by side and may be saved in any order.
+    assert sorted(made, key=lambda row: row[0]) == [
+        (1, "accept", "NORMAL", "NORMAL", ""),
+        (2, "override", "PNEUMONIA", "COVID19", ""),
+        (3, "override", "OTHER_ABNORMAL", "PNEUMONIA", ""),
+        (4, "flag", None, "TUBERCULOSIS", ""),
+        (5, "skip", None, "NORMAL", ""),
+        (5, "override", "UNREADABLE", "NORMAL", "a 2 in a comment is no key2"),
+        (5, "withdraw", None, "NORMAL", ""),
+    ]
+    assert rows(store, review_status, "image_id", "status") == [
+        (1, "agreed"),
+        (2, "agreed"),
+        (3, "agreed"),
+        (4, "flagged"),
+    ]
+    with connect(store.engine) as connection:
+        timed = connection.execute(sa.select(reviews.c.active_ms, reviews.c.opened_at)).all()
+    assert all(row.active_ms is not None and row.opened_at is not None for row in timed)
+    page.go_back()  # the back key shows an image again and does nothing to it
+    page.wait_for_timeout(300)
+    assert len(rows(store, reviews, "id")) == 7
+    tab.goto("/images?reviewed=mine")
+    assert page.locator("tr[data-id]").count() == 4
+    page.click("text=Log out")
+    page.wait_for_url("**/login")
+    tab.goto("/images")
+    page.wait_for_url("**/login")
+    assert tab.problems == []
+
+
+def test_two_readers_read_blinded_and_a_third_decides(browser: Any, server: Server, store: Store) -> None:
+    chief = Tab(browser, server).log_in("chief")
+    chief.goto("/rounds")
+    chief.page.fill("input[name=name]", "November")
+    chief.page.fill("input[name=repeat_percent]", "0")
+    for name in ("dr_a", "dr_b"):
+        chief.page.check(f"input[name=readers][value={name}]")
+    chief.page.fill("input[name=size]", "2")
+    chief.page.click("text=Make the round")
+    chief.page.wait_for_url("**/rounds/1")
+    for name, keys in (("dr_a", "11"), ("dr_b", "21")):
+        tab = Tab(browser, server).log_in(name)
+        tab.goto("/rounds/1/read")
+        tab.shown(1)
+        assert "Blinded" in tab.page.locator("#answer").inner_text()
+        assert tab.page.locator(".accept").count() == 0
+        tab.press(keys[0], 2)
+        tab.page.keyboard.press(keys[1])
+        tab.page.wait_for_selector("#answer .final:has-text('You')")
+        tab.saved()
+        assert tab.problems == []
+        tab.context.close()
+    assert len(rows(store, reads, "label")) == 4
+    chief.goto("/rounds/1")
+    chief.page.click("a:has-text('Decide')")
+    chief.page.wait_for_selector("#workplace[data-shown]")
+    assert chief.page.locator(".history li").count() == 2
+    chief.page.keyboard.press("2")
+    chief.page.wait_for_timeout(1000)
+    chief.saved()
+    chief.goto("/rounds/1")
+    if chief.page.locator("a:has-text('Decide')").count():  # the orders of the two differ: they may disagree on both
+        chief.page.click("a:has-text('Decide')")
+        chief.page.wait_for_selector("#workplace[data-shown]")
+        chief.page.keyboard.press("1")
+        chief.page.wait_for_timeout(1000)
+        chief.saved()
+    assert "adjudicated" in {row[0] for row in rows(store, review_status, "status")}
+    chief.goto("/rounds/1")
+    chief.page.click("text=Close the round")
+    chief.page.click("#main a:has-text('Report')")
+    chief.page.wait_for_url("**/reports?round=1")
+    assert chief.page.locator("text=Cohen's kappa").count() == 1
+    assert chief.problems == []
+
+
+def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, store: Store) -> None:
+    tab, other = (Tab(browser, server).log_in(name) for name in ("dr_a", "dr_b"))
+    for each in (tab, other):  # who opens it last is who the other one is told of
+        with each.page.expect_response("**/api/images/1/opened"):
+            each.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    tab.page.route("**/api/acts", lambda route: route.fulfill(status=409, json={"detail": "It is not possible now."}))
+    tab.page.keyboard.press("a")
+    tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
+    tab.page.wait_for_selector("#banner:has-text('dr_b has this image open too.')")
+    assert "Not saved: It is not possible now." in tab.page.locator("#banner").inner_text()
+    assert "/images/1" in tab.page.url
+    assert rows(store, reviews, "id") == []
+    tab.shown(1)
+    tab.page.unroute("**/api/acts")
+    tab.press("a", 2)
+    tab.saved()
+    assert rows(store, reviews, "image_id") == [(1,)]
+
+
+@pytest.mark.parametrize("point", ["review.written", "review.before_commit", "review.committed"])
+def test_killed_between_key_and_answer_the_act_is_there_once(
+    browser: Any, store: Store, store_url: str, tmp_path: Path, point: str
+) -> None:
+    with serving(store_url, tmp_path, CXRBATCH_FAILPOINT=point) as server:
+        tab = Tab(browser, server).log_in("dr_a")
+        tab.goto("/images/1?decision=needs_review")
+        tab.shown(1)
+        tab.page.keyboard.press("2")
+        assert server.process is not None
+        assert server.process.wait(60) == -signal.SIGKILL
+        assert len(rows(store, reviews, "id")) == (1 if point == "review.committed" else 0)
+        server.environment = {}
+        server.start()  # on the same port: the tab sends the act again by itself, under its id
+        tab.saved()
+        if not rows(store, reviews, "id"):  # it gave up before the server was back, and says so
+            tab.page.wait_for_selector("#banner:has-text('Not saved')")
+            tab.shown(1)
+            tab.page.keyboard.press("2")
+            tab.page.wait_for_timeout(500)
+            tab.saved()
+        assert rows(store, reviews, "image_id", "label") == [(1, "COVID19")]
+
+
+def test_new_rows_appear_by_themselves(browser: Any, server: Server, store: Store, tmp_path: Path) -> None:
+    from cxrbatch.types import Decision
+    from review_server import scored, write_image
+    from store_images import begin
+
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images?decision=needs_review")
+    assert tab.page.locator("tr[data-id]").count() == 6
+    run = begin(store)
+    outcome = scored(write_image(tmp_path / "incoming", 77), "NORMAL", 0.2, Decision.NEEDS_REVIEW)
+    store.record(run.run_id, run.cascade_id, [outcome])
+    tab.page.wait_for_selector("text=image_77.png")
+    assert tab.page.locator("#live").inner_text() == "1 new"
+
+
+@pytest.mark.parametrize("where", ["list", "image", "rejected", "rounds", "reports", "login"])
+def test_pages_have_no_serious_fault_for_assistive_tools(browser: Any, server: Server, where: str) -> None:
+    """axe-core is MPL-2.0: it is not in this repository. CXRBATCH_TEST_AXE names its axe.min.js."""
+    script = os.environ.get("CXRBATCH_TEST_AXE", "")
+    if not os.path.isfile(script):
+        pytest.skip("needs axe-core: npm pack axe-core, and CXRBATCH_TEST_AXE=…/axe.min.js")
+    tab = Tab(browser, server, bypass_csp=True).log_in("chief")
+    paths = {"list": "/images", "image": "/images/1", "rejected": "/rejected", "rounds": "/rounds"}
+    tab.goto(paths.get(where, f"/{where}"))
+    if where == "image":
+        tab.shown(1)
+    tab.page.add_script_tag(path=script)
+    found = tab.page.evaluate("axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html]))")
+    assert [each for each in found if each[0] in ("serious", "critical")] == []
