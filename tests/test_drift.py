@@ -22,7 +22,8 @@ from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
 from cxrbatch.inference.bundle import Bundle, load_bundle
 from cxrbatch.ops import drift_statistics
-from cxrbatch.ops.drift import measure_drift, parse_span
+from cxrbatch.ops.drift import parse_span
+from cxrbatch.ops.drift_comparison import measure_drift
 from cxrbatch.ops.drift_statistics import Rows, compare_days, compare_reference, wilson
 from cxrbatch.samples.phantom import Chest, draw_chest
 from cxrbatch.store import ReviewAction, Store

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cxrbatch.ops.drift import Drift
+from cxrbatch.ops.drift_comparison import Drift
 from cxrbatch.ops.drift_statistics import NUMBERS
 from cxrbatch.training.reference import REFUSED, Histogram, Reference
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import Bundle
 from cxrbatch.intake.watcher import FolderWatcher, Outage
-from cxrbatch.ops.drift import measure_drift
+from cxrbatch.ops.drift_comparison import measure_drift
 from cxrbatch.ops.health import ROOT_LIMIT_S, Health
 from cxrbatch.ops.logs import log
 from cxrbatch.ops.metrics import Metrics
