@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -22,11 +23,20 @@ from store_images import LABELS, begin, review, scored_file
 def test_what_was_reviewed_is_a_dataset_that_training_takes(store_url: str, tmp_path: Path) -> None:
     with Store.open(store_url) as store:
         fill(store, tmp_path / "incoming")
-        for image_id, label in ((1, "NORMAL"), (2, "COVID19"), (3, "NOT_CHEST"), (4, "UNREADABLE"), (6, "NORMAL")):
+        for image_id, label in (
+            (1, "NORMAL"),
+            (2, "COVID19"),
+            (3, "NOT_CHEST"),
+            (4, "UNREADABLE"),
+            (6, "NORMAL"),
+            (7, "NORMAL"),
+        ):
             review(store, image_id, "dr_a", ReviewAction.OVERRIDE, label)
         review(store, 5, "dr_a", ReviewAction.FLAG)
         review(store, 2, "=dr_b", ReviewAction.OVERRIDE, "COVID19")
     (tmp_path / "incoming" / "image_5.png").write_bytes(b"other bytes")
+    (tmp_path / "incoming" / "image_50.png").unlink()
+    os.mkfifo(tmp_path / "incoming" / "image_50.png")
     settings, out = Settings(db=store_url), tmp_path / "dataset"
     export_dataset(settings, out, "somebody")
     assert sorted(str(path.relative_to(out).parent) for path in out.glob("*/*")) == ["COVID19", "NORMAL", "NOT_CHEST"]
@@ -43,11 +53,22 @@ def test_what_was_reviewed_is_a_dataset_that_training_takes(store_url: str, tmp_
     assert (entries[-1]["event"], entries[-1]["actor"]) == ("exported", "somebody")
     export_audit(settings, tmp_path / "audit.csv", None, "somebody")
     assert (tmp_path / "audit.csv").read_text().count("\n") == len(entries) + 2
+    export_audit(settings, tmp_path / "audit.csv", None, "somebody")  # an earlier one is replaced
+    (tmp_path / "theirs.csv").write_text("patient,result\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "theirs.csv")
+    os.mkfifo(tmp_path / "fifo.csv")
+    for name in ("theirs.csv", "link.csv", "fifo.csv"):
+        with pytest.raises(Fatal, match=r"there already|cannot be written"):
+            export_audit(settings, tmp_path / name, None, "somebody")
+    assert (tmp_path / "theirs.csv").read_text() == "patient,result\n"
     with pytest.raises(Fatal, match="csv or"):
         export_audit(settings, tmp_path / "audit.txt", None, "somebody")
 
 
-def test_a_bundle_is_calibrated_on_blinded_reads(tmp_path: Path) -> None:
+def test_a_bundle_is_calibrated_on_blinded_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("injected")
+
     bundle = load_bundle("default")
     classes = bundle.disease.classes
     assert set(classes) == set(LABELS)
@@ -68,6 +89,10 @@ def test_a_bundle_is_calibrated_on_blinded_reads(tmp_path: Path) -> None:
             review(store, known.file["image_id"], "dr_a", ReviewAction.OVERRIDE, label, blinded=True)
     source = tmp_path / "source"
     shutil.copytree(find_bundle("default"), source)
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr("cxrbatch.training.bundle_writer.change_stage", fail)
+        calibrate_from_reviews(settings, source, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     calibrate_from_reviews(settings, source, tmp_path / "new")
     made = load_bundle(tmp_path / "new")
     assert made.version.startswith(f"{bundle.version}+site.")

@@ -12,8 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from cxrbatch.errors import Fatal
+from cxrbatch.review.report import lines_of
 from cxrbatch.store import Act, ReviewAction, Store, record_act
 from cxrbatch.store.connection import connect
+from cxrbatch.store.report_data import blinded_labels, read_rows
 from cxrbatch.store.review_images import in_round, is_hidden, take_lease
 from cxrbatch.store.review_schema import Role, reads, reviews, sessions
 from cxrbatch.store.reviews import current_reads, status_of
@@ -124,6 +126,31 @@ def test_a_flag_waits_for_another_reader_and_a_skip_says_nothing(store: Store) -
     assert status(store, 1) == ("flagged", None)
     review(store, 2, "dr_a", ReviewAction.SKIP)
     assert status(store, 2) is None
+
+
+def test_a_skip_takes_no_read_back_and_a_read_no_adjudication(store: Store) -> None:
+    review(store, 1, "dr_a", ReviewAction.ACCEPT, shown_label="NORMAL")
+    review(store, 1, "dr_a", ReviewAction.SKIP)
+    assert status(store, 1) == ("agreed", "NORMAL")
+    review(store, 1, "dr_b", ReviewAction.OVERRIDE, "COVID19")
+    review(store, 1, "chief", ReviewAction.OVERRIDE, "COVID19", adjudication=True)
+    review(store, 1, "chief", ReviewAction.SKIP)
+    review(store, 1, "chief", ReviewAction.ACCEPT, shown_label="NORMAL")
+    assert status(store, 1) == ("adjudicated", "COVID19")
+
+
+def test_figures_of_blinded_reads_do_not_follow_what_a_reader_says_with_the_answer_in_view(store: Store) -> None:
+    made = make_round(store, readers=("dr_a",), reads_per_image=1, size=4)
+    items = sorted({image_id for image_id, _ in order_of(store, made, "dr_a")})
+    for image_id in items:
+        review(store, image_id, "dr_a", ReviewAction.OVERRIDE, "PNEUMONIA", blinded=True, round_id=made)
+        review(store, image_id, "dr_a", ReviewAction.ACCEPT, shown_label="NORMAL")
+    with connect(store.engine) as connection:
+        assert blinded_labels(connection) == dict.fromkeys(items, "PNEUMONIA")
+        lines = lines_of(read_rows(connection, made), read_rows(connection, None))
+    assert {line.name for line in lines if line.figure.number and "sensitivity" in line.section} == {"PNEUMONIA"}
+    bias = {line.name: line.figure.number for line in lines if line.section.startswith("Reader says")}
+    assert bias == {"model shown": len(items), "blinded": len(items)}
 
 
 @pytest.mark.parametrize("action", [ReviewAction.ACCEPT, ReviewAction.OVERRIDE])

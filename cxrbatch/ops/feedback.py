@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -20,11 +22,13 @@ from sqlalchemy import select
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.ops.terminal import plain
+from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, text_to_path
 from cxrbatch.store.connection import connect
+from cxrbatch.store.report_data import blinded_labels
 from cxrbatch.store.review_images import write_audit
-from cxrbatch.store.review_schema import reads, review_status
+from cxrbatch.store.review_schema import review_status
 from cxrbatch.store.schema import FileState, audit, files, images, models, predictions, scores
 from cxrbatch.store.sql import utc_text
 
@@ -36,6 +40,7 @@ _LEFT_OUT = "UNREADABLE"
 _FORMULA = frozenset("=+-@\t\r\n")
 _MANIFEST = ("path", "label", "source", "group", "sha256", "status", "decided_by", "decided_at", "view_position")
 _AUDIT = ("id", "at", "actor", "event", "path", "run_id", "old", "new", "detail")
+_EARLIER_AUDIT = starts_with(",".join(_AUDIT).encode() + b"\n", b'{"id": ')
 
 
 def export_dataset(settings: Settings, directory: Path, actor: str) -> None:
@@ -97,7 +102,11 @@ def _copy(row: Any, part: Path) -> str | None:
     """The path of the copy below `part`; None where the file is not the image any more."""
     source = Path(text_to_path(row.path))
     try:
-        content = source.read_bytes()
+        # O_NONBLOCK: a FIFO under the name of an image would wait for a writer that never comes.
+        with os.fdopen(os.open(source, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            content = file.read()
     except OSError:
         return None
     if hashlib.sha256(content).hexdigest() != row.sha256:
@@ -119,13 +128,13 @@ def export_audit(settings: Settings, file: Path, since: datetime | None, actor: 
     kind = file.suffix.lower()
     if kind not in (".csv", ".jsonl"):
         raise Fatal(f"The audit trail is exported as .csv or .jsonl, not {str(file)!r}.", ExitCode.USAGE)
-    part = file.with_name(f".{file.name}.part")
     number = 0
     with Store.open(settings.db, may_create=False) as store:
         query = select(*(audit.c[name] for name in _AUDIT)).order_by(audit.c.id)
         if since is not None:
             query = query.where(audit.c.at >= since)
-        with connect(store.engine) as connection, part.open("w", newline="", encoding="utf-8") as out:
+        with connect(store.engine) as connection, new_file(file, _EARLIER_AUDIT) as raw:
+            out = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
             writer = csv.writer(out, lineterminator="\n")
             if kind == ".csv":
                 writer.writerow(_AUDIT)
@@ -136,9 +145,7 @@ def export_audit(settings: Settings, file: Path, since: datetime | None, actor: 
                 else:
                     out.write(json.dumps(dict(zip(_AUDIT, values, strict=True)), ensure_ascii=False) + "\n")
                 number += 1
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, file)
+            out.detach()  # what the wrapper owns is closed by `new_file`
         write_audit(store, actor, "exported", detail=f"audit trail, {number} entries")
     Console(stderr=True, highlight=False).print(f"{number:,} entries in {plain(str(file))}")
 
@@ -180,11 +187,13 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
     p, before = probabilities_of(logits, temperature), probabilities_of(logits, stage.temperature)
     threshold, _ = review_thresholds(p.max(1), np.where(distance > 1, distance, 0.0), review_share, 0.0)
     sets = class_thresholds(p, y, np.ones(len(y)), COVERAGE)
-    shutil.copytree(bundle, out)
-    change_bundle(out, {"version": f"{loaded.version}+site.{datetime.now(UTC):%Y%m%d}"})
+    part = out.with_name(f".{out.name}.part")  # a bundle that is half changed would load
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(bundle, part)
+    change_bundle(part, {"version": f"{loaded.version}+site.{datetime.now(UTC):%Y%m%d}"})
     chosen = f"{len(y)} images of this site, by blinded readers ({datetime.now(UTC):%Y-%m-%d})"
     change_stage(
-        out,
+        part,
         "disease",
         {
             "temperature": round(float(temperature), 4),
@@ -206,32 +215,28 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
             **abnormal_block(stage.classes, p, y, ["site"] * len(y)),
         },
     )
-    _extend_card(out / "CARD.md", chosen, stage.temperature, temperature, stage.threshold, threshold)
+    _extend_card(part / "CARD.md", chosen, stage.temperature, temperature, stage.threshold, threshold)
+    os.replace(part, out)
     print(f"{out}: temperature {stage.temperature:g} -> {temperature:.4g}, ", end="")
     print(f"threshold {stage.threshold:g} -> {threshold:.4g}")
     print("Set `cascade` to this folder; images that are scored again are new predictions beside the old ones.")
 
 
 def _blinded_labels(store: Store, manifest_sha256: str, classes: Sequence[str]) -> list[tuple[str, list[float], float]]:
-    """(final label, logits in the order of classes, ood score) of images with a blinded read."""
-    blinded = select(reads.c.image_id).where(reads.c.image_id == review_status.c.image_id, reads.c.blinded)
+    """(label, logits in the order of classes, ood score) of images whose blinded reads agree or were adjudicated."""
     query = (
-        select(review_status.c.image_id, review_status.c.label, predictions.c.ood_score, scores.c.label, scores.c.logit)
-        .join(predictions, predictions.c.image_id == review_status.c.image_id)
+        select(predictions.c.image_id, predictions.c.ood_score, scores.c.label, scores.c.logit)
         .join(models, models.c.id == predictions.c.cascade_id)
         .join(scores, scores.c.prediction_id == predictions.c.id)
-        .where(
-            review_status.c.label.in_(list(classes)),
-            models.c.manifest_sha256.in_([manifest_sha256, manifest_sha256 + " exact"]),
-            blinded.exists(),
-        )
-        .order_by(review_status.c.image_id, predictions.c.id)
+        .where(models.c.manifest_sha256.in_([manifest_sha256, manifest_sha256 + " exact"]))
+        .order_by(predictions.c.image_id, predictions.c.id)
     )
     found: dict[int, tuple[str, dict[str, float], float]] = {}
     with connect(store.engine) as connection:
-        for image_id, label, far, name, logit in connection.execute(query):
-            if logit is not None:
-                found.setdefault(image_id, (label, {}, far or 0.0))[1][name] = logit
+        labels = blinded_labels(connection)
+        for image_id, far, name, logit in connection.execute(query):
+            if logit is not None and labels.get(image_id) in classes:
+                found.setdefault(image_id, (labels[image_id], {}, far or 0.0))[1][name] = logit
     return [
         (label, [logits[name] for name in classes], far)
         for label, logits, far in found.values()

@@ -20,7 +20,7 @@ from cxrbatch.review.agreement import (
     proportion,
     with_interval,
 )
-from cxrbatch.store.report_data import ReadRow
+from cxrbatch.store.report_data import ReadRow, true_labels
 
 __all__ = ["Line", "as_csv", "as_png", "lines_of"]
 
@@ -39,10 +39,16 @@ class Line:
     unit: str = ""  # "s" for seconds; empty: a share or a kappa
 
 
-def lines_of(rows: Sequence[ReadRow]) -> list[Line]:
-    """Every figure that these reads allow."""
+def lines_of(rows: Sequence[ReadRow], everything: Sequence[ReadRow] = ()) -> list[Line]:
+    """Every figure that these reads allow.
+
+    `everything` is all reads of the store: whether a reader follows the model shows only beside the same reader's reads
+    without it, which are those of other rounds or of none.
+    """
     first = [row for row in rows if row.repeat == 0]
-    return [*_agreement(first), *_intra_reader(rows), *_accuracy(first), *_bias(first), *_time(rows)]
+    readers = {row.reader for row in first}
+    theirs = [row for row in everything or rows if row.repeat == 0 and row.reader in readers]
+    return [*_agreement(first), *_intra_reader(rows), *_accuracy(first), *_bias(theirs), *_time(rows)]
 
 
 def _agreement(rows: Sequence[ReadRow]) -> list[Line]:
@@ -87,11 +93,16 @@ def _intra_reader(rows: Sequence[ReadRow]) -> list[Line]:
 
 
 def _accuracy(rows: Sequence[ReadRow]) -> list[Line]:
-    """The model against the final label of its readers, where there is one."""
-    known = {row.image_id: (row.final_label, row.model_label) for row in rows if row.final_label and row.model_label}
-    names = sorted({label for pair in known.values() for label in pair if label})
-    truth = numbered([pair[0] or "" for pair in known.values()], names)
-    said = numbered([pair[1] or "" for pair in known.values()], names)
+    """The model against what these reads agree on, or what an adjudication says."""
+    labels = true_labels(rows)
+    known = {
+        row.image_id: (labels[row.image_id], row.model_label)
+        for row in rows
+        if row.image_id in labels and row.model_label
+    }
+    names = sorted({label for pair in known.values() for label in pair})
+    truth = numbered([pair[0] for pair in known.values()], names)
+    said = numbered([pair[1] for pair in known.values()], names)
     lines = []
     for number, name in enumerate(names):
         there, found = truth == number, said == number
@@ -101,11 +112,12 @@ def _accuracy(rows: Sequence[ReadRow]) -> list[Line]:
 
 
 def _bias(rows: Sequence[ReadRow]) -> list[Line]:
+    """Automation bias: how often readers say what the model says, where they see it and where they do not."""
     lines = []
     for blinded, name in ((False, "model shown"), (True, "blinded")):
         compared = [row for row in rows if row.blinded == blinded and row.model_label]
         hits = sum(row.label == row.model_label for row in compared)
-        lines.append(Line("Reader says what the model says", name, proportion(hits, len(compared))))
+        lines.append(Line("Reader says what the model says (all reads)", name, proportion(hits, len(compared))))
     return [line for line in lines if line.figure.number]
 
 

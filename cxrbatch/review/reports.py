@@ -78,9 +78,10 @@ def report_png(request: Request, session: LoggedIn, round_id: RoundId = NO_ROUND
 def _report(connection: Connection, session: Session, round_id: int) -> _Report:
     """Raises 403 for a round that is open and blinded to this reader, and for a round that is not theirs."""
     rounds = [each for each in list_rounds(connection) if _may_see(connection, session, each)]
+    hidden = hidden_images(connection, session.user_name)
+    everything = [row for row in read_rows(connection, None) if row.image_id not in hidden]
     if round_id == NO_ROUND:
-        hidden = hidden_images(connection, session.user_name)
-        lines = lines_of([row for row in read_rows(connection) if row.image_id not in hidden])
+        lines = lines_of([row for row in read_rows(connection) if row.image_id not in hidden], everything)
         return _Report("reads outside rounds", _FREE, lines, rounds, round_id)
     found = next((each for each in rounds if each.id == round_id), None)
     if found is None:
@@ -88,7 +89,7 @@ def _report(connection: Connection, session: Session, round_id: int) -> _Report:
     chosen = json.loads(found.filter_json)
     warnings = [_FILTERED] if chosen.get("query") else []
     warnings += [_STRATIFIED] if chosen.get("stratified") else []
-    lines = lines_of(read_rows(connection, round_id))
+    lines = lines_of(read_rows(connection, round_id), everything)
     return _Report(str(found.name), " ".join(warnings), lines, rounds, round_id)
 
 

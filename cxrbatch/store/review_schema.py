@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from cxrbatch.store.sql import Utc, big_id, metadata, one_of, words
 
 __all__ = [
+    "ADJUDICATION",
     "NO_ROUND",
     "ReviewAction",
     "ReviewStatus",
@@ -31,6 +32,7 @@ __all__ = [
     "users",
 ]
 
+ADJUDICATION = -1  #: `reads.round_id` of an adjudication
 NO_ROUND = 0  #: `reads.round_id` outside rounds: part of a primary key, which cannot be NULL
 
 

@@ -18,7 +18,15 @@ from cxrbatch.errors import Fatal
 from cxrbatch.failpoints import failpoint
 from cxrbatch.store.connection import connect
 from cxrbatch.store.paths import plain
-from cxrbatch.store.review_schema import NO_ROUND, ReviewAction, ReviewStatus, reads, review_status, reviews
+from cxrbatch.store.review_schema import (
+    ADJUDICATION,
+    NO_ROUND,
+    ReviewAction,
+    ReviewStatus,
+    reads,
+    review_status,
+    reviews,
+)
 from cxrbatch.store.schema import images
 from cxrbatch.store.sql import AnyRow, insert
 from cxrbatch.store.store import Store
@@ -155,15 +163,19 @@ def _row(act: Act, label: str | None, now: datetime) -> dict[str, Any]:
 
 
 def _set_read(connection: Connection, act: Act, label: str | None, review_id: int, now: datetime) -> None:
-    # An adjudication stands outside its round, so that it replaces no read of somebody who also reads in it.
-    round_id = NO_ROUND if act.adjudication else act.round_id
+    # An adjudication stands outside its round and beside the reads of the same person: nothing but its own withdrawal
+    # or another adjudication replaces it.
+    round_id = ADJUDICATION if act.adjudication else act.round_id
     key = {"image_id": act.image_id, "reader": act.reviewer, "round_id": round_id, "repeat": act.repeat}
     if act.action == ReviewAction.WITHDRAW:
         connection.execute(sa.delete(reads).where(*(reads.c[name] == value for name, value in key.items())))
         return
     said = {"review_id": review_id, "action": str(act.action), "label": label, "blinded": act.blinded, "at": now}
     written = insert(connection.dialect.name, reads).values(key | said)
-    connection.execute(written.on_conflict_do_update(index_elements=list(key), set_=said))
+    if act.action == ReviewAction.SKIP:  # says nothing, so it takes nothing back
+        connection.execute(written.on_conflict_do_nothing())
+    else:
+        connection.execute(written.on_conflict_do_update(index_elements=list(key), set_=said))
 
 
 def refresh_status(connection: Connection, image_id: int) -> None:
