@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cxrbatch.cli import app
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import find_bundle, load_bundle
 from cxrbatch.ops.feedback import calibrate_from_reviews, export_audit, export_dataset
@@ -100,3 +102,13 @@ def test_a_bundle_is_calibrated_on_blinded_reads(tmp_path: Path, monkeypatch: py
     assert made.disease.temperature != bundle.disease.temperature
     assert "60 images of this site" in (made.path / "CARD.md").read_text()
     assert load_bundle(source).manifest_sha256 == bundle.manifest_sha256, "the old one is as it was"
+
+
+def test_an_export_of_the_rows_is_in_the_audit_trail(store_url: str, tmp_path: Path) -> None:
+    with Store.open(store_url) as store:
+        fill(store, tmp_path / "incoming")
+    made = CliRunner().invoke(app, ["--db", store_url, "export", str(tmp_path / "rows.csv")])
+    assert made.exit_code == 0, made.output
+    export_audit(Settings(db=store_url), tmp_path / "audit.jsonl", None, "somebody")
+    (entry,) = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert (entry["event"], entry["detail"]) == ("exported", f"8 row(s) to {tmp_path / 'rows.csv'}")

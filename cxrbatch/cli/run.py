@@ -68,6 +68,10 @@ def scan(
         ray=ray,
         quiet=options.quiet,
     )
+    if named := [name for name in (csv, jsonl, parquet) if name and not dry_run]:
+        from cxrbatch.ops.trail import note_export
+
+        note_export(settings, f"rows of a scan to {', '.join(named)}")
     raise typer.Exit(code)
 
 
@@ -162,8 +166,12 @@ def export(
         )
     if dicom is not None:
         from cxrbatch.ops.send import export_dicom
+        from cxrbatch.ops.trail import note_export
 
-        raise typer.Exit(export_dicom(options.settings(), dicom, Path(under) if under else None, quiet=options.quiet))
+        settings = options.settings()
+        code = export_dicom(settings, dicom, Path(under) if under else None, quiet=options.quiet)
+        note_export(settings, f"DICOM objects to {dicom}")
+        raise typer.Exit(code)
     if as_dataset is not None:
         from cxrbatch.ops.feedback import export_dataset
         from cxrbatch.ops.terminal import user_name

@@ -27,8 +27,12 @@ def send(
 ) -> None:
     """Send results to a PACS as Secondary Captures and structured reports, each once."""
     from cxrbatch.ops.send import run_send
+    from cxrbatch.ops.trail import note_export
 
-    raise typer.Exit(run_send(options.settings(), to, under, quiet=options.quiet))
+    settings = options.settings()
+    code = run_send(settings, to, under, quiet=options.quiet)
+    note_export(settings, f"results sent to {to}")
+    raise typer.Exit(code)
 
 
 @outbox.command("list")

@@ -15,6 +15,7 @@ from cxrbatch.errors import ExitCode, Fatal, ReasonCode
 from cxrbatch.intake.remote import is_remote, normal_url
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
 from cxrbatch.ops.terminal import plain, to_stdout
+from cxrbatch.ops.trail import note_export
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, retry_now
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, writer_for
@@ -73,6 +74,7 @@ def export_results(settings: Settings, file: str, under: str | None) -> None:
     check_writable(file)
     with Store.open(settings.db, may_create=False, read_only=True) as store:
         number = write(file, store.results(roots=_folder(under)))
+    note_export(settings, f"{number} row(s) to {file}")
     Console(stderr=True).print(f"{number:,} row(s) in {plain(file)}", highlight=False)
 
 
