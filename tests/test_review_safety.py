@@ -20,21 +20,24 @@ pytest.importorskip("fastapi")
 from cxrbatch.imaging.limits import Limits  # noqa: E402
 from cxrbatch.review.app import create_app, make_templates  # noqa: E402
 from cxrbatch.review.decoding import ImageDecoder  # noqa: E402
+from cxrbatch.review.filters import parse_cursor  # noqa: E402
 from cxrbatch.review.overlay_process import HeatMaps  # noqa: E402
 from cxrbatch.review.state import State  # noqa: E402
 from cxrbatch.settings import Settings  # noqa: E402
-from cxrbatch.store import Store, migrate  # noqa: E402
+from cxrbatch.store import ReviewAction, Store, migrate  # noqa: E402
 from cxrbatch.store.connection import connect  # noqa: E402
+from cxrbatch.store.rounds import NewRound, create_round  # noqa: E402
 from cxrbatch.store.schema import files  # noqa: E402
 from cxrbatch.store.users import set_disabled  # noqa: E402
+from cxrbatch.store.work_list import Filters  # noqa: E402
 from fork_server import cxrbatch  # noqa: E402
 from review_server import PASSWORD, fill, make_users, serving  # noqa: E402
-from store_images import begin, reject  # noqa: E402
+from store_images import begin, reject, review  # noqa: E402
 
 BASE = "http://127.0.0.1:8321"
 HOSTILE = [
     "../../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "'; DROP TABLE reviews; --", "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>', "%00", "\\x00", "{{7*7}}", "A" * 3000, "𝔘𝔫𝔦", "9" * 40, "-1", "1e400", "NaN",
+    '"><img src=x onerror=alert(1)>', "%00", "\0", "{{7*7}}", "A" * 3000, "𝔘𝔫𝔦", "9" * 40, "-1", "1e400", "NaN",
 ]  # fmt: skip
 
 
@@ -206,7 +209,9 @@ def test_hostile_text_in_every_field_is_a_sentence_and_never_markup(
         answer = client.get(path, params=dict.fromkeys(fields, text))
         assert answer.status_code < 500, (path, answer.text[:200])
         assert "<script>alert" not in answer.text and "<img src=x" not in answer.text and "root:" not in answer.text
+    assert parse_cursor("0001-01-01T00:00:00+23:00~1", Filters(sort="newest")) is None
     for path in (f"/images/{text}", f"/api/images/{text}/pixels", f"/static/{text}", f"/rounds/{text}/read/{text}"):
+        path = path.replace("\0", "%00")
         answer = client.get(path.encode("ascii", "ignore").decode() if "%" not in path else path)
         assert answer.status_code in (303, 307, 400, 403, 404, 414, 422), path
         assert "root:" not in answer.text
@@ -335,6 +340,38 @@ def test_a_blinded_reader_gets_the_same_bytes_whatever_the_model_said(tmp_path: 
         assert one == two
     joined = "\n".join(traffic[0])
     assert not re.search(r"0\.3[1234]\b|image_[0-3]\.", joined)
+
+
+def test_the_proxy_says_who_reads_whatever_cookie_the_browser_has(tmp_path: Path, decoder: ImageDecoder) -> None:
+    from starlette.testclient import TestClient
+
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    with Store.open(url) as store:
+        fill(store, tmp_path / "incoming")
+        make_users(store)
+        settings = Settings(db=url, review_user_header="x-user", review_trusted_proxies=("127.0.0.0/8",))
+        app = create_app(State(settings, store, decoder, HeatMaps("default"), make_templates()))
+        browser = TestClient(app, base_url=BASE, client=("127.0.0.1", 1), follow_redirects=False)
+        for name in ("chief", "dr_a", "chief"):
+            page = browser.get("/images", headers={"x-user": name, "accept": "text/html"})
+            assert f">{name}</span>" in page.text
+        assert browser.get("/images", headers={"accept": "text/html"}).status_code == 303, "logged out at the proxy"
+        stranger = TestClient(app, base_url=BASE, client=("192.0.2.1", 1), follow_redirects=False)
+        assert stranger.get("/images", headers={"x-user": "chief", "accept": "text/html"}).status_code == 303
+
+
+def test_the_report_of_another_round_says_nothing_of_a_blinded_image(tmp_path: Path, decoder: ImageDecoder) -> None:
+    app, store = open_app(tmp_path, decoder)
+    with store:
+        filters = Filters(decision="needs_review")
+        for name, blinded in (("blind", True), ("open", False)):
+            new = NewRound(name, ("dr_a", "dr_b"), filters, "{}", 6, blinded=blinded)
+            create_round(store, new, "chief")
+        for image_id in range(1, 7):
+            review(store, image_id, "dr_b", ReviewAction.ACCEPT, shown_label="COVID19", round_id=2)
+        report = "/reports/report.csv?round=2"
+        assert "sensitivity,COVID19" in Client(app, "chief").get(report).text
+        assert "COVID19" not in Client(app, "dr_a").get(report).text
 
 
 def test_the_command_refuses_what_is_not_safe(tmp_path: Path) -> None:

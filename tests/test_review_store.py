@@ -153,6 +153,15 @@ def test_figures_of_blinded_reads_do_not_follow_what_a_reader_says_with_the_answ
     assert bias == {"model shown": len(items), "blinded": len(items)}
 
 
+def test_who_came_in_before_there_were_users_is_out_when_there_are(store: Store) -> None:
+    session = open_session(store, "root", Role.ADMIN)
+    add_user(store, "dr_a", "hash", Role.READER)
+    known = open_session(store, "dr_a", Role.READER)
+    add_user(store, "dr_b", "hash", Role.READER)
+    assert session_of(store, session.token) is None
+    assert session_of(store, known.token) is not None
+
+
 @pytest.mark.parametrize("action", [ReviewAction.ACCEPT, ReviewAction.OVERRIDE])
 def test_an_act_that_says_nothing_is_refused(store: Store, action: ReviewAction) -> None:
     with pytest.raises(Fatal, match="label"):

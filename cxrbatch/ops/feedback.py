@@ -13,10 +13,11 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
 from rich.console import Console
 from sqlalchemy import select
 
@@ -59,11 +60,12 @@ def export_dataset(settings: Settings, directory: Path, actor: str) -> None:
         with (part / "manifest.csv").open("w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out, lineterminator="\n")
             writer.writerow(_MANIFEST)
-            for row in _final_labels(store):
-                copied = _copy(row, part)
-                problems += copied is None
-                if copied is None:
+            for _, rows in groupby(_final_labels(store), key=attrgetter("image_id")):
+                found = next(((row, copied) for row in rows if (copied := _copy(row, part))), None)
+                problems += found is None
+                if found is None:
                     continue
+                row, copied = found
                 group = row.patient_id_hash or row.study_instance_uid or row.sha256
                 decided = (row.status, _defused(row.decided_by), utc_text(row.decided_at))
                 writer.writerow((copied, row.label, "review", group, row.sha256, *decided, row.view_position))
@@ -81,18 +83,14 @@ def export_dataset(settings: Settings, directory: Path, actor: str) -> None:
 
 
 def _final_labels(store: Store) -> Iterator[Any]:
-    there = files.alias("there")
-    first = (
-        select(sa.func.min(there.c.id))
-        .where(there.c.image_id == images.c.id, there.c.state != str(FileState.MISSING))
-        .correlate(images)
-    )
+    """Every path of every image with a final label, image by image."""
     query = (
         select(review_status, images, files.c.path)
         .join(images, images.c.id == review_status.c.image_id)
-        .join(files, files.c.id == first.scalar_subquery())
+        .join(files, files.c.image_id == images.c.id)
         .where(review_status.c.label.is_not(None), review_status.c.label != _LEFT_OUT)
-        .order_by(images.c.id)
+        .where(files.c.state != str(FileState.MISSING))
+        .order_by(images.c.id, files.c.id)
     )
     with connect(store.engine) as connection:
         yield from connection.execute(query).all()
@@ -100,14 +98,14 @@ def _final_labels(store: Store) -> Iterator[Any]:
 
 def _copy(row: Any, part: Path) -> str | None:
     """The path of the copy below `part`; None where the file is not the image any more."""
-    source = Path(text_to_path(row.path))
     try:
+        source = text_to_path(row.path)
         # O_NONBLOCK: a FIFO under the name of an image would wait for a writer that never comes.
         with os.fdopen(os.open(source, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
             content = file.read()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path too long to be stored whole
         return None
     if hashlib.sha256(content).hexdigest() != row.sha256:
         return None

@@ -138,12 +138,12 @@ def require_same_origin(request: Request) -> None:
 async def _session(request: Request, state: State) -> Session:
     from starlette.concurrency import run_in_threadpool
 
-    token = request.cookies.get(COOKIE, "")
-    if token:
-        session = await run_in_threadpool(session_of, state.store, token)
-        if session is not None:
-            return session
     name = _proxy_user(request, state)
+    token = request.cookies.get(COOKIE, "")
+    if token and name != "":
+        session = await run_in_threadpool(session_of, state.store, token)
+        if session is not None and name in (None, session.user_name):  # else the browser has changed hands
+            return session
     if name:
         user = await run_in_threadpool(user_named, state.store, name)
         if user is not None and not user.disabled:
@@ -153,11 +153,11 @@ async def _session(request: Request, state: State) -> Session:
     raise LoginNeeded
 
 
-def _proxy_user(request: Request, state: State) -> str:
-    """The user that a trusted proxy has logged in; empty: none."""
+def _proxy_user(request: Request, state: State) -> str | None:
+    """The user that a trusted proxy has logged in; empty: nobody; None: the proxy has no say."""
     header = state.settings.review_user_header
     peer = request.client.host if request.client else ""
-    return request.headers.get(header, "") if header and _is_trusted(state, peer) else ""
+    return request.headers.get(header, "") if header and _is_trusted(state, peer) else None
 
 
 def _is_trusted(state: State, peer: str) -> bool:

@@ -19,7 +19,8 @@ _LONGEST = 2400  # characters: the longest stored path
 
 def filters_of(query: Mapping[str, str]) -> Filters:
     """What a URL asks for; a value that means nothing is left out, never guessed at."""
-    found: dict[str, Any] = {name: query[name].strip()[:_LONGEST] for name in _TEXTS if query.get(name, "").strip()}
+    texts = {name: query.get(name, "").strip()[:_LONGEST] for name in _TEXTS}
+    found: dict[str, Any] = {name: text for name, text in texts.items() if text and "\0" not in text}
     if query.get("decision") in set(Decision):
         found["decision"] = query["decision"]
     if query.get("reviewed") in get_args(Reviewed):
@@ -79,9 +80,10 @@ def parse_cursor(text: str, filters: Filters) -> Cursor | None:
             place = float(key)
             return Cursor(place, number) if 0 <= place <= 1 and abs(number) < 2**63 else None
         moment = datetime.fromisoformat(key)
-    except ValueError:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    return Cursor(moment if moment.tzinfo else moment.replace(tzinfo=UTC), number) if abs(number) < 2**63 else None
+    return Cursor(moment, number) if abs(number) < 2**63 else None
 
 
 def _share(text: str) -> float | None:

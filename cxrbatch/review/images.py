@@ -135,7 +135,7 @@ def act(request: Request, body: ActBody, session: LoggedIn) -> Response:
         reviewer=session.user_name,
         action=body.action,
         label=body.label,
-        comment=body.comment,
+        comment=body.comment.replace("\0", ""),  # which Postgres cannot keep
         shown_label=shown.label,
         shown_confidence=shown.confidence,
         shown_cascade_id=shown.cascade_id,

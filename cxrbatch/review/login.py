@@ -40,7 +40,7 @@ async def log_in(request: Request) -> Response:
     auth.require_same_origin(request)
     state = state_of(request)
     form = await request.form(max_fields=10)
-    name, password = (str(form.get(field, ""))[:200] for field in ("name", "password"))
+    name, password = (str(form.get(field, ""))[:200].replace("\0", "") for field in ("name", "password"))
     keys = (f"user {name}", f"address {auth.client_address(request)}")
     waiting = await run_in_threadpool(blocked_for_s, state.store, keys)
     if waiting:

@@ -89,7 +89,7 @@ def _report(connection: Connection, session: Session, round_id: int) -> _Report:
     chosen = json.loads(found.filter_json)
     warnings = [_FILTERED] if chosen.get("query") else []
     warnings += [_STRATIFIED] if chosen.get("stratified") else []
-    lines = lines_of(read_rows(connection, round_id), everything)
+    lines = lines_of([row for row in read_rows(connection, round_id) if row.image_id not in hidden], everything)
     return _Report(str(found.name), " ".join(warnings), lines, rounds, round_id)
 
 

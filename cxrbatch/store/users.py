@@ -66,7 +66,7 @@ class Session:
 
 
 def add_user(store: Store, name: str, password_hash: str, role: Role) -> None:
-    """Raises Fatal where the name is taken."""
+    """Also ends sessions of names that are no user's. Raises Fatal where the name is taken."""
     with connect(store.engine, write=True) as connection:
         row = {"name": name, "password_hash": password_hash, "role": str(role), "created_at": store.now(connection)}
         written = insert(connection.dialect.name, users).values(row).on_conflict_do_nothing(index_elements=["name"])
@@ -74,6 +74,9 @@ def add_user(store: Store, name: str, password_hash: str, role: Role) -> None:
             raise Fatal(
                 f"There is a user {name!r} already; `cxrbatch review set-password {name}` changes the password."
             )
+        # Who came in by the printed address, before there were users, is nobody that the store knows.
+        known = select(users.c.name).where(users.c.name != name)
+        connection.execute(sa.delete(sessions).where(sessions.c.user_name.not_in(known)))
 
 
 def set_password_hash(store: Store, name: str, password_hash: str) -> None:
