@@ -1,0 +1,33 @@
+"""The heat map of the review: from a process that loads torch, beside a web process that never does."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxrbatch.errors import Fatal
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.review.overlay_process import HeatMaps
+from cxrbatch.samples.phantom import colour_pattern
+
+
+def test_the_heat_map_comes_from_its_own_process_and_is_kept(tmp_path: Path) -> None:
+    bundle, path = load_bundle("default"), tmp_path / "film.png"
+    Image.fromarray(colour_pattern(seed=3)).convert("L").save(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    maps = HeatMaps("default")
+    try:
+        made = maps.heat_map(str(path), digest, bundle.manifest_sha256)
+        assert made["label"] in bundle.disease.classes and (made["rows"], made["columns"]) == (6, 6)
+        values = np.array(made["values"])
+        assert len(values) == 36 and values.min() >= 0 and values.max() == 1
+        path.unlink()
+        assert maps.heat_map(str(path), digest, bundle.manifest_sha256) == made
+        with pytest.raises(Fatal, match="not available"):
+            maps.heat_map(str(path), "0" * 64, bundle.manifest_sha256)
+    finally:
+        maps.close()
