@@ -115,6 +115,15 @@ def rows(store: Store, table: sa.Table, *columns: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in found]
 
 
+def test_g_goes_round_the_images_of_a_study_and_keeps_the_list(browser: Any, server: Server) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    for then in (2, 1):
+        tab.press("g", then)
+        tab.page.wait_for_url(f"**/images/{then}?decision=needs_review")
+
+
 def test_a_reader_works_through_the_list(browser: Any, server: Server, store: Store) -> None:
     tab = Tab(browser, server).log_in("dr_a")
     page = tab.page

@@ -372,10 +372,21 @@ function fillRelated(related) {
   holder.hidden = !related.length;
   const links = related.map((other) => {
     const text = [other.study_date || "no date", other.view, other.same_study ? "this study" : "same patient"].filter(Boolean).join(" · ");
-    const link = make("a", { href: `/images/${other.id}`, text });
+    const link = make("a", { href: relatedAddress(other.id), text });
     return make("li", {}, link);
   });
   holder.replaceChildren(make("h3", { text: "Also of this study or patient" }), make("ul", {}, ...links));
+}
+
+function relatedAddress(id) {
+  return `/images/${id}${page.dataset.query ? `?${page.dataset.query}` : ""}`; // the list stays the one it was
+}
+
+// Round and round all images of the study or patient, this one among them.
+function nextRelated() {
+  if (!current?.related?.length) return;
+  const ids = [current.id, ...current.related.map((other) => other.id)].sort((a, b) => a - b);
+  location.href = relatedAddress(ids[(ids.indexOf(current.id) + 1) % ids.length]);
 }
 
 function fillHistory(acts) {
@@ -477,7 +488,7 @@ const KEYS = {
   w: nextPreset,
   n: () => step(current?.next),
   p: () => step(current?.previous),
-  g: () => current?.related?.length && (location.href = `/images/${current.related[0].id}`),
+  g: nextRelated,
   0: () => viewer.fit(),
   r: () => viewer.real(),
   "+": () => viewer.zoomTo(viewer.zoom * 1.25, viewer.width / 2, viewer.height / 2),
