@@ -40,9 +40,10 @@ bench: ## how fast is a scan, beside the scripts that people write? BENCH="--qui
 	  .venv-bench/bin/pip install --quiet --disable-pip-version-check '.[bench]')
 	PYTHONPATH=$(CURDIR) $(BIN)/python -m bench $(BENCH)
 
-scale: $(VENV_TEST)/bin/pytest ## a million known files: second scan, queries, exports, pages of the review (some ten minutes, 3 GB in /tmp; SCALE="--files 100000" is less)
+scale: $(VENV_TEST)/bin/pytest ## a million known files: second scan, queries, exports, pages of the review, its images in a browser (some ten minutes, 3 GB in /tmp; SCALE="--files 100000" is less)
 	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python bench/scale.py $(SCALE)
 	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python -m bench.reviewing $(SCALE)
+	PYTHONPATH=$(CURDIR) $(VENV_TEST)/bin/python -m bench.browsing
 
 # PYTHONPATH: the code as it is here, not as it was when the environment was made. -s: each run says what it counted.
 crash: $(VENV_TEST)/bin/pytest ## every kill -9 and every fault, the whole (hours)
