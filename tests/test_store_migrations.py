@@ -173,6 +173,25 @@ def test_ten_thousand_reviews_move_to_their_images_and_back(empty_url: str) -> N
     assert ask(empty_url, "SELECT count(*) FROM predictions") == [(2 * REVIEWED,)]
 
 
+def test_what_was_withdrawn_stays_withdrawn_when_going_back_before_reviews_of_images(store_url: str) -> None:
+    status = "SELECT image_id, status, label, decided_by FROM review_status ORDER BY image_id"
+    with Store.open(store_url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(f"/{k}") for k in range(3)])
+        for image_id in (1, 2, 3):
+            review(store, image_id, "a", ReviewAction.ACCEPT, shown_label="NORMAL")
+            review(store, image_id, "a", ReviewAction.OVERRIDE, "PNEUMONIA")
+        for image_id in (1, 2):
+            review(store, image_id, "a", ReviewAction.WITHDRAW)
+        review(store, 2, "b", ReviewAction.OVERRIDE, "COVID19")
+    before = ask(store_url, status)
+    assert before == [(2, "agreed", "COVID19", "b"), (3, "agreed", "PNEUMONIA", "a")]
+    migrate.downgrade(store_url, "0003")
+    assert ask(store_url, "SELECT reviewer, label FROM reviews ORDER BY id") == [("a", "PNEUMONIA"), ("b", "COVID19")]
+    migrate.upgrade(store_url)
+    assert ask(store_url, status) == before
+
+
 def test_ten_thousand_images_get_a_mean_grey_and_lose_it_again(empty_url: str) -> None:
     """0007: rows from before have none; going back takes the column and nothing else."""
     migrate.upgrade(empty_url, "0003")
