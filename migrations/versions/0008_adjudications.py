@@ -15,22 +15,42 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-ADJUDICATED = "review_id IN (SELECT r.id FROM reviews r WHERE r.adjudication)"
-#: The same image, reader and repeat in round {0}.
-ALSO_IN = (
-    "EXISTS (SELECT 1 FROM reads o WHERE o.image_id = reads.image_id AND o.reader = reads.reader "
-    "AND o.round_id = {0} AND o.repeat = reads.repeat)"
-)
-
 
 def upgrade() -> None:
     # A program between the two wrote under -1 without moving what was there: its row is the newer one.
-    op.execute(f"DELETE FROM reads WHERE round_id = 0 AND {ADJUDICATED} AND {ALSO_IN.format(-1)}")
-    op.execute(f"UPDATE reads SET round_id = -1 WHERE round_id = 0 AND {ADJUDICATED}")
+    op.execute(
+        """
+        DELETE FROM reads
+         WHERE round_id = 0
+           AND review_id IN (SELECT r.id FROM reviews r WHERE r.adjudication)
+           AND EXISTS (SELECT 1 FROM reads o WHERE o.image_id = reads.image_id AND o.reader = reads.reader
+                                               AND o.round_id = -1 AND o.repeat = reads.repeat)
+        """
+    )
+    op.execute(
+        """
+        UPDATE reads SET round_id = -1
+         WHERE round_id = 0 AND review_id IN (SELECT r.id FROM reviews r WHERE r.adjudication)
+        """
+    )
 
 
 def downgrade() -> None:
     # A flag or a skip decides nothing, so it takes no read's place.
-    op.execute(f"DELETE FROM reads WHERE round_id = -1 AND label IS NULL AND {ALSO_IN.format(0)}")
-    op.execute(f"DELETE FROM reads WHERE round_id = 0 AND {ALSO_IN.format(-1)}")
+    op.execute(
+        """
+        DELETE FROM reads
+         WHERE round_id = -1 AND label IS NULL
+           AND EXISTS (SELECT 1 FROM reads o WHERE o.image_id = reads.image_id AND o.reader = reads.reader
+                                               AND o.round_id = 0 AND o.repeat = reads.repeat)
+        """
+    )
+    op.execute(
+        """
+        DELETE FROM reads
+         WHERE round_id = 0
+           AND EXISTS (SELECT 1 FROM reads o WHERE o.image_id = reads.image_id AND o.reader = reads.reader
+                                               AND o.round_id = -1 AND o.repeat = reads.repeat)
+        """
+    )
     op.execute("UPDATE reads SET round_id = 0 WHERE round_id = -1")
