@@ -39,9 +39,11 @@ def source(seed: int = 0, **elements: Any) -> Dataset:
     return as_dicom(pixels, patient=seed + 1, **elements)
 
 
-def record_files(store: Store, files: Sequence[Path], label: str = "PNEUMONIA") -> None:
+def record_files(
+    store: Store, files: Sequence[Path], label: str = "PNEUMONIA", cascade: CascadeIdentity = CASCADE
+) -> None:
     """As if these files had been scanned: those that do not end in .dcm came as PNG."""
-    run = begin(store, CASCADE)
+    run = begin(store, cascade)
     outcomes = []
     for path in files:
         data = path.read_bytes()

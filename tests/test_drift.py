@@ -28,7 +28,7 @@ from cxrbatch.ops.drift_statistics import Rows, compare_days, compare_reference,
 from cxrbatch.samples.phantom import Chest, draw_chest
 from cxrbatch.store import ReviewAction, Store
 from cxrbatch.store.connection import connect
-from cxrbatch.store.drift import Span, accept_days, accepted_days, read_overrides
+from cxrbatch.store.drift import Span, accept_days, accepted_days, read_outcomes, read_overrides
 from cxrbatch.store.review_schema import round_items
 from cxrbatch.store.rounds import NewRound, create_round
 from cxrbatch.store.work_list import Filters
@@ -249,6 +249,50 @@ def test_the_command_on_both_stores(store_url: str, tmp_path: Path, monkeypatch:
     assert "Accepted: 360 images of 6 days" in run(*span, "--accept").output
     refused = run("--since", "1h", "--accept")
     assert isinstance(refused.exception, Fatal) and "200 are the least" in str(refused.exception)
+
+
+def test_files_that_were_moved_count_as_before_and_copies_once(store_url: str) -> None:
+    names = [f"{k}.png" for k in range(5)]
+    whole = Span(NOW - timedelta(days=1), NOW + timedelta(days=1))
+    with Store.open(store_url, clock=lambda: NOW) as store:
+        run = begin(store)
+
+        def record(path: str, content: str) -> None:
+            store.record(run.run_id, run.cascade_id, [scored_file(path, content=content)])
+
+        def counted() -> int:
+            return len(read_outcomes(store, run.cascade_id, whole, 100))
+
+        for name in names:
+            record(f"/in/{name}", name)
+        record("/in/copy.png", names[0])
+        assert counted() == 5
+        store.mark_missing(run.run_id, ["/in"], set())
+        assert counted() == 0
+        for name in names:
+            record(f"/arch/{name}", name)
+        assert counted() == 5
+        record("/arch/copy.png", names[0])
+        assert counted() == 5
+        for path in ("/out/a", "/out/b"):
+            record(path, path)
+        record("/out/a", "/out/b")  # overwritten: the copy came before the other one
+        assert counted() == 6
+
+
+def test_moved_files_are_looked_up_by_their_image(tmp_path: Path) -> None:
+    """SQLite plans without statistics: an empty store plans like one of a million files."""
+    with Store.open(f"sqlite:///{tmp_path / 's.db'}") as store, connect(store.engine) as connection:
+        asked: list[tuple[str, Any]] = []
+        sa.event.listen(
+            store.engine, "before_cursor_execute", lambda _c, _cur, text, values, *_: asked.append((text, values))
+        )
+        read_outcomes(store, 1, Span(NOW - timedelta(days=1), NOW), 100)
+        text, values = asked[-1]
+        steps = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+    assert any(step.startswith("SEARCH files USING INDEX ix_files_processed_at (") for step in steps), steps
+    assert any(step.startswith("SEARCH other USING INDEX ix_files_image_id (") for step in steps), steps
+    assert not [step for step in steps if step.startswith("SCAN")], steps
 
 
 def _mean_greys(gamma: float) -> list[float]:

@@ -11,12 +11,12 @@ import pytest
 from cxrbatch.ops.status import Limits, State, Status, judge
 from cxrbatch.store import Backoff, ReviewAction, Store, housekeeping, outbox
 from cxrbatch.store.backlog import read_backlog
-from cxrbatch.store.outbox import Answer, Outbox
-from cxrbatch.store.outbox_schema import OutboxState
+from cxrbatch.store.outbox import Answer, Outbox, OutboxItem
+from cxrbatch.store.outbox_schema import SUPERSEDED, OutboxState
 from cxrbatch.store.reported import Selection
 from cxrbatch.store.schema import FileState
 from dicom_results import CASCADE, record_files, written
-from store_images import review
+from store_images import OTHER_CASCADE, review
 
 KINDS = ("sc", "sr")
 SENT = Answer(OutboxState.SENT, "0x0000", "2.25.1")
@@ -133,6 +133,82 @@ def test_a_readers_answer_is_a_new_object_and_ends_the_old_one(store: Store, clo
     assert sum(item.reported is None for item in items) == 1  # superseded
     assert [item.reported.final_label for item in items if item.reported and item.reported.final_label] == ["NORMAL"]
     assert box(store, "reviewed").enqueue(Selection(reviewed_only=True), ["sr"]) == 1
+
+
+def send_all(sender: Outbox, answer: Answer = SENT) -> list[OutboxItem]:
+    """One round of a sender; returns what is still said of the images."""
+    items = sender.claim(99)
+    for item in items:
+        sender.record(item, answer if item.reported else Answer(OutboxState.DROPPED, SUPERSEDED))
+    return [item for item in items if item.reported]
+
+
+def image_of(store: Store) -> int:
+    (about,) = store.everything_about(next(iter(store.results())).path)
+    assert about.image is not None
+    return int(about.image["id"])
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["sent", "nobody answers"])
+def test_a_read_that_is_undone_ends_with_the_newest_object_without_it(
+    store: Store, clock: Clock, reached: bool
+) -> None:
+    """Whether the PACS got the objects before it or not."""
+    sender, answer = box(store), SENT if reached else LATER
+    sender.enqueue(Selection(), ["sr"])
+    image_id = image_of(store)
+    times: list[datetime] = []
+    for action, label in ((ReviewAction.OVERRIDE, "NORMAL"), (ReviewAction.WITHDRAW, None)) * 2:
+        send_all(sender, answer)
+        clock.forward(200)
+        review(store, image_id, "reader", action, label)
+        assert sender.enqueue(Selection(), ["sr"]) == 1
+        (newest,) = (item.reported for item in send_all(sender) if item.reported and item.reported.image_id == image_id)
+        assert newest.final_label == label and newest.content_time == clock.now
+        times.append(newest.content_time)
+    assert times == sorted(set(times))
+    assert sender.enqueue(Selection(), ["sr"]) == 0
+
+
+def test_a_withdrawal_that_takes_back_nothing_is_no_new_object(store: Store, clock: Clock) -> None:
+    sender, image_id = box(store), image_of(store)
+    sender.enqueue(Selection(), ["sr"])
+    clock.forward(10)
+    for action in (ReviewAction.SKIP, ReviewAction.WITHDRAW):
+        review(store, image_id, "reader", action)
+        assert sender.enqueue(Selection(), ["sr"]) == 0
+    for reader, label in (("a", "NORMAL"), ("b", "COVID19")):
+        review(store, image_id, reader, ReviewAction.OVERRIDE, label)
+    review(store, image_id, "chief", ReviewAction.OVERRIDE, "NORMAL", adjudication=True)
+    assert sender.enqueue(Selection(), ["sr"]) == 1
+    clock.forward(10)
+    review(store, image_id, "a", ReviewAction.WITHDRAW)
+    assert sender.enqueue(Selection(), ["sr"]) == 0, "the adjudication stands"
+    review(store, image_id, "chief", ReviewAction.WITHDRAW, adjudication=True)
+    assert sender.enqueue(Selection(), ["sr"]) == 1, "b's read is the answer again"
+
+
+def test_what_was_superseded_and_is_said_again_waits_again(store: Store, clock: Clock, tmp_path: Path) -> None:
+    """Another bundle for a while: its answers are other objects, those of the first one are the old ones."""
+    files = sorted((tmp_path / "in").iterdir())
+    sender = box(store)
+    assert sender.enqueue(Selection(), ["sr"]) == 3
+    first = {item.id for item in send_all(sender, LATER)}
+    record_files(store, files, cascade=OTHER_CASCADE)
+    assert sender.enqueue(Selection(), ["sr"]) == 3
+    clock.forward(60)
+    send_all(sender, LATER)
+    record_files(store, files)
+    assert sender.enqueue(Selection(), ["sc"]) == 3 and sender.enqueue(Selection(), ["sr"]) == 3
+    assert sender.enqueue(Selection(), ["sr"]) == 0
+    items = [item for item in sender.claim(99) if item.reported and item.kind == "sr"]
+    assert {item.id for item in items} == first and {item.attempts for item in items} == {0}
+    # What a person drops stays dropped, even if it was superseded before.
+    for item in items:
+        sender.record(item, Answer(OutboxState.DROPPED, SUPERSEDED))
+    outbox.retry(store, "pacs", list(first))
+    assert outbox.drop(store, "pacs", list(first)) == 3
+    assert sender.enqueue(Selection(), ["sr"]) == 0
 
 
 @pytest.mark.parametrize(

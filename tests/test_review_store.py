@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -412,6 +413,27 @@ def test_what_was_reviewed_or_is_in_a_round_is_never_pruned(store: Store) -> Non
         assert connection.execute(sa.select(sa.func.count()).select_from(reads)).scalar_one() == 1
 
 
+def test_a_folder_holds_its_copies_and_an_image_is_one_row(store: Store) -> None:
+    run = begin(store)
+
+    def record(path: str, content: str) -> None:
+        store.record(run.run_id, run.cascade_id, [scored_file(path, content=content)])
+
+    for path in ("/B/00.png", "/B/again.png"):
+        record(path, "/in/00.png")
+    assert listed(store, folder="/in") == list(range(1, 13)) and listed(store) == list(range(1, 13))
+    made = make_round(store, filters=Filters(folder="/B"), readers=("dr_a",), reads_per_image=1, size=9)
+    assert [image_id for image_id, _ in order_of(store, made, "dr_a")] == [1]
+    assert listed(store, "dr_b", folder="/B") == [1]
+    with connect(store.engine) as connection:
+        assert count(connection, Filters(folder="/B"), "dr_b") == 1
+        assert [
+            row.path for row in rows_of(connection, page(connection, Filters(folder="/B"), "dr_b", 9).file_ids)
+        ] == ["/B/00.png"]
+    record("/in/02.png", "/in/03.png")  # overwritten: a copy that was there before the other one
+    assert sorted(listed(store, "dr_b")) == [1, 2, *range(4, 13)]
+
+
 @pytest.mark.parametrize(
     "filters",
     [
@@ -423,6 +445,7 @@ def test_what_was_reviewed_or_is_in_a_round_is_never_pruned(store: Store) -> Non
         Filters(disagreement=True),
         Filters(label="COVID19"),
         Filters(sort="newest"),
+        Filters(folder="/in"),
     ],
     ids=str,
 )
@@ -437,6 +460,8 @@ def test_no_list_reads_all_files(tmp_path: Path, filters: Filters) -> None:
         assert asked
         for text, values in list(asked):
             steps = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+            others = [step for step in steps if re.match(r"(SEARCH|SCAN) other", step)]
+            assert others and all("ix_files_image_id (image_id=?)" in step for step in others), steps
             assert not [step for step in steps if step.startswith("SCAN files") and "USING" not in step], steps
             if filters.disagreement or filters.reader or filters.reviewed == "disputed":
                 assert steps[0].startswith(("SCAN review_status", "SEARCH review_status")), steps

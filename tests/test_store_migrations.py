@@ -18,7 +18,7 @@ from cxrbatch.store import RESULT_COLUMNS, Act, ReviewAction, Store, migrate, re
 from cxrbatch.store.connection import connect, make_engine
 from cxrbatch.store.schema import metadata
 from cxrbatch.store.views import STUDY_COLUMNS, VIEWS, make_view, results
-from store_images import begin, reject, scored_file
+from store_images import begin, reject, review, scored_file
 
 
 def everything(connection: Connection) -> set[str]:
@@ -76,7 +76,7 @@ def _without_label_sets(row: Any) -> dict[str, Any]:
     return {name: value for name, value in row._mapping.items() if name not in lost}
 
 
-@pytest.mark.parametrize("step", ["0001", "0002", "0003", "0004", "0006"])
+@pytest.mark.parametrize("step", ["0001", "0002", "0003", "0004", "0006", "0007"])
 def test_rows_live_through_each_step_there_and_back(store_url: str, step: str) -> None:
     with Store.open(store_url) as store:
         run = begin(store)
@@ -89,7 +89,7 @@ def test_rows_live_through_each_step_there_and_back(store_url: str, step: str) -
     assert migrate.check(store_url) == []
     with Store.open(store_url) as store:
         assert [_without_label_sets(row) for row in store.results()] == [_without_label_sets(row) for row in before]
-        marked = 1 if step in ("0003", "0004", "0006") else 2  # 0003 marks all of a content
+        marked = 1 if step >= "0003" else 2  # 0003 marks all of a content
         with connect(store.engine) as connection:
             assert connection.exec_driver_sql("SELECT count(*) FROM files WHERE is_copy").scalar_one() == marked
         assert len(before) == 3
@@ -173,6 +173,25 @@ def test_ten_thousand_reviews_move_to_their_images_and_back(empty_url: str) -> N
     assert ask(empty_url, "SELECT count(*) FROM predictions") == [(2 * REVIEWED,)]
 
 
+def test_what_was_withdrawn_stays_withdrawn_when_going_back_before_reviews_of_images(store_url: str) -> None:
+    status = "SELECT image_id, status, label, decided_by FROM review_status ORDER BY image_id"
+    with Store.open(store_url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(f"/{k}") for k in range(3)])
+        for image_id in (1, 2, 3):
+            review(store, image_id, "a", ReviewAction.ACCEPT, shown_label="NORMAL")
+            review(store, image_id, "a", ReviewAction.OVERRIDE, "PNEUMONIA")
+        for image_id in (1, 2):
+            review(store, image_id, "a", ReviewAction.WITHDRAW)
+        review(store, 2, "b", ReviewAction.OVERRIDE, "COVID19")
+    before = ask(store_url, status)
+    assert before == [(2, "agreed", "COVID19", "b"), (3, "agreed", "PNEUMONIA", "a")]
+    migrate.downgrade(store_url, "0003")
+    assert ask(store_url, "SELECT reviewer, label FROM reviews ORDER BY id") == [("a", "PNEUMONIA"), ("b", "COVID19")]
+    migrate.upgrade(store_url)
+    assert ask(store_url, status) == before
+
+
 def test_ten_thousand_images_get_a_mean_grey_and_lose_it_again(empty_url: str) -> None:
     """0007: rows from before have none; going back takes the column and nothing else."""
     migrate.upgrade(empty_url, "0003")
@@ -201,6 +220,43 @@ def test_ten_thousand_images_get_a_mean_grey_and_lose_it_again(empty_url: str) -
     migrate.downgrade(empty_url, "0006")
     assert ask(empty_url, question) == before
     assert ask(empty_url, "SELECT * FROM images ORDER BY id")[:REVIEWED] == images
+
+
+def test_adjudications_move_beside_the_reads_of_the_same_person_and_back(store_url: str) -> None:
+    """0008. What older programs wrote is adjudicated, withdrawn and read over as if it were new."""
+    current = "SELECT image_id, reader, round_id, action, label FROM reads ORDER BY image_id, reader, round_id"
+    status = "SELECT image_id, status, label FROM review_status ORDER BY image_id"
+    with Store.open(store_url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(f"/{k}") for k in range(3)])
+        for image_id in (1, 2, 3):
+            review(store, image_id, "a", ReviewAction.OVERRIDE, "NORMAL")
+            review(store, image_id, "b", ReviewAction.OVERRIDE, "COVID19")
+        for image_id in (1, 2):
+            review(store, image_id, "chief", ReviewAction.OVERRIDE, "PNEUMONIA", adjudication=True)
+        review(store, 2, "chief", ReviewAction.OVERRIDE, "NORMAL")
+        review(store, 3, "b", ReviewAction.SKIP, adjudication=True)
+    others = [
+        (k, reader, 0, "override", label) for k in (1, 2, 3) for reader, label in (("a", "NORMAL"), ("b", "COVID19"))
+    ]
+    decided = [(k, "chief", -1, "override", "PNEUMONIA") for k in (1, 2)]
+    now = ask(store_url, status)
+    assert now == [(1, "adjudicated", "PNEUMONIA"), (2, "adjudicated", "PNEUMONIA"), (3, "disputed", None)]
+    migrate.downgrade(store_url, "0007")
+    assert ask(store_url, current) == sorted([*others, *((k, who, 0, *said) for k, who, _, *said in decided)])
+    assert ask(store_url, status) == now
+    migrate.upgrade(store_url)
+    assert migrate.check(store_url) == []
+    assert ask(store_url, current) == sorted([*others, *decided])
+    with Store.open(store_url) as store:
+        review(store, 1, "chief", ReviewAction.OVERRIDE, "NORMAL")
+        assert review(store, 2, "chief", ReviewAction.WITHDRAW, adjudication=True).status == "disputed"
+        # A program between the two left the older row where it was.
+        run_sql(store_url, "UPDATE reads SET review_id = 7, label = 'OLD' WHERE reader = 'chief' AND round_id = 0")
+    run_sql(store_url, "UPDATE alembic_version SET version_num = '0007'")
+    migrate.upgrade(store_url)
+    assert ask(store_url, current) == sorted([*others, decided[0]])
+    assert ask(store_url, status)[0] == (1, "adjudicated", "PNEUMONIA")
 
 
 def run_sql(url: str, statement: str) -> None:

@@ -1,6 +1,6 @@
 """The outbox: what is to be sent where, who is at it, and what became of it.
 
-    enqueue   what a selection holds and the outbox does not -> waiting
+    enqueue   what a selection holds and the outbox does not -> waiting; so does what was superseded and is said again
     claim     waiting and due                                -> still waiting, but in one sender's hand for lease_s
     record    an answer                                      -> sent, refused, or waiting with a later next_attempt_at
     retry     a person asks for another try                  -> waiting
@@ -23,7 +23,7 @@ from sqlalchemy import Connection, select, update
 from cxrbatch.failpoints import failpoint
 from cxrbatch.store.connection import connect
 from cxrbatch.store.leases import Backoff
-from cxrbatch.store.outbox_schema import OutboxState, outbox
+from cxrbatch.store.outbox_schema import SUPERSEDED, OutboxState, outbox
 from cxrbatch.store.paths import plain
 from cxrbatch.store.reported import Reported, Selection, reported_image_ids, reported_of
 from cxrbatch.store.schema import images
@@ -75,7 +75,10 @@ class Outbox:
     backoff: Backoff
 
     def enqueue(self, selection: Selection, kinds: Sequence[str]) -> int:
-        """Let what the selection holds wait, unless it is there already; returns how many objects are new."""
+        """Let what the selection holds wait, unless it is there already; returns how many objects that adds.
+
+        What was superseded waits again if it is said again.
+        """
         with connect(self.store.engine) as connection:
             wanted = list(reported_image_ids(connection, selection))
         return sum(self._enqueue(page, kinds) for page in chunks(wanted, _PAGE))
@@ -83,6 +86,7 @@ class Outbox:
     def _enqueue(self, image_ids: list[int], kinds: Sequence[str]) -> int:
         with connect(self.store.engine, write=True) as connection:
             now = self.store.now(connection)
+            current = reported_of(connection, image_ids)
             rows = [
                 {
                     "destination": self.destination,
@@ -93,16 +97,33 @@ class Outbox:
                     "state": str(OutboxState.WAITING),
                     "created_at": now,
                 }
-                for reported in reported_of(connection, image_ids).values()
+                for reported in current.values()
                 for kind in kinds
             ]
             before = self._count(connection)
             if rows:
                 connection.execute(insert(connection.dialect.name, outbox).on_conflict_do_nothing(), rows)
             added = self._count(connection) - before
+            added += self._revive(connection, current, kinds)
             failpoint("outbox.enqueue.before_commit")
         failpoint("outbox.enqueue.committed")
         return added
+
+    def _revive(self, connection: Connection, current: dict[int, Reported], kinds: Sequence[str]) -> int:
+        """Let what was superseded, and is said again by now, wait as if it were new; returns how many objects."""
+        superseded = (
+            outbox.c.destination == self.destination,
+            outbox.c.state == str(OutboxState.DROPPED),
+            outbox.c.last_status == SUPERSEDED,
+        )
+        query = select(outbox).where(*superseded, in_keys(connection.dialect.name, outbox.c.image_id))
+        rows = connection.execute(query, {"keys": bind_keys(connection, list(current))}).all()
+        ids = [row.id for row in rows if row.kind in kinds and _still(row, current[row.image_id])]
+        if not ids:
+            return 0
+        again = {"state": str(OutboxState.WAITING), "attempts": 0, "last_status": ""}
+        again |= dict.fromkeys(("lease_until", "next_attempt_at"))
+        return connection.execute(update(outbox).where(*superseded, outbox.c.id.in_(ids)).values(again)).rowcount
 
     def _count(self, connection: Connection) -> int:
         query = select(sa.func.count()).where(outbox.c.destination == self.destination)
@@ -229,7 +250,9 @@ def retry(store: Store, destination: str | None, ids: Sequence[int] = ()) -> int
 
 def drop(store: Store, destination: str | None, ids: Sequence[int] = ()) -> int:
     """Do not send these objects (all that wait or were refused, without `ids`); returns how many."""
-    values = {"state": str(OutboxState.DROPPED), "next_attempt_at": None}
+    # A person's word is for good: it must not look like what waits again once it is said again.
+    status = sa.case((outbox.c.last_status == SUPERSEDED, ""), else_=outbox.c.last_status)
+    values = {"state": str(OutboxState.DROPPED), "next_attempt_at": None, "last_status": status}
     return _change(store, destination, ids, [OutboxState.WAITING, OutboxState.REFUSED], values)
 
 

@@ -8,7 +8,9 @@ import sqlalchemy as sa
 
 from cxrbatch.store.sql import Utc, big_id, metadata, one_of, words
 
-__all__ = ["OutboxState", "outbox"]
+__all__ = ["SUPERSEDED", "OutboxState", "outbox"]
+
+SUPERSEDED = "superseded"  #: `last_status` of what was dropped because something else is said by now
 
 
 class OutboxState(StrEnum):

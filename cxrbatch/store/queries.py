@@ -20,6 +20,7 @@ from cxrbatch.store.views import results, whole_results
 from cxrbatch.types import Decision
 
 __all__ = [
+    "OTHER_FILE",
     "FileHistory",
     "PathCounts",
     "StoredPrediction",
@@ -27,6 +28,7 @@ __all__ = [
     "count_paths",
     "everything_about",
     "in_range",
+    "repeats",
     "stream_results",
 ]
 
@@ -126,6 +128,22 @@ def everything_about(engine: Engine, path_or_sha256: str) -> list[FileHistory]:
         if not rows and _SHA256.fullmatch(digits):
             rows = _of_image(connection, digits)
         return [_image(connection, row) for row in rows]
+
+
+OTHER_FILE = files.alias("other")
+
+
+def repeats(*of_other: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Whether the image of a file counts at another file, so that each image counts once.
+
+    `of_other` says of OTHER_FILE what is asked of the files themselves: an image must not count at a file that is left
+    out. Every file of an image but one is marked as a copy, and the one without the mark may be gone: then the first
+    copy counts. Few files are marked, so few are looked up.
+    """
+    first = sa.or_(sa.not_(OTHER_FILE.c.is_copy), OTHER_FILE.c.id < files.c.id)
+    same = (OTHER_FILE.c.image_id == files.c.image_id, OTHER_FILE.c.state == str(FileState.DONE))
+    elsewhere = select(OTHER_FILE.c.id).where(*same, OTHER_FILE.c.id != files.c.id, first, *of_other)
+    return sa.and_(files.c.is_copy, elsewhere.correlate(files).exists())
 
 
 def below(column: sa.ColumnElement[str], roots: Sequence[str]) -> sa.ColumnElement[bool]:

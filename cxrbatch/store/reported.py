@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, select
 
 from cxrbatch.store.connection import connect
 from cxrbatch.store.queries import below
-from cxrbatch.store.review_schema import review_status, reviews
+from cxrbatch.store.review_schema import ReviewAction, ReviewStatus, review_status, reviews
 from cxrbatch.store.schema import FileState, files, images, models, predictions, scores
 from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, utc_text
 
@@ -59,6 +59,7 @@ class Reported:
     processed_at: datetime
     final_label: str | None  # of the readers; None: not read, or they do not agree
     reviewed_at: datetime | None
+    withdrawn_at: datetime | None = None  # a read that counted was taken back, and none was added since
 
     @property
     def revision(self) -> str:
@@ -82,12 +83,16 @@ class Reported:
         rounded = [None if number is None else f"{number:.4f}" for number in numbers]
         digest = hashlib.sha256(repr((said, [name for name, _ in self.probabilities], rounded)).encode()).hexdigest()
         read = "" if self.reviewed_at is None else f" {utc_text(self.reviewed_at)} {self.final_label or ''}".rstrip()
-        return digest[:16] + read
+        # What a withdrawal leaves was said before, but a PACS that has the withdrawn read as its newest object must get
+        # it once more, as a newer one.
+        undone = "" if self.withdrawn_at is None else f" withdrawn {utc_text(self.withdrawn_at)}"
+        return digest[:16] + read + undone
 
     @property
     def content_time(self) -> datetime:
         """When what is said became true: the same for every copy of an object, whenever it is made."""
-        return self.processed_at if self.reviewed_at is None else max(self.processed_at, self.reviewed_at)
+        times = (self.processed_at, self.reviewed_at, self.withdrawn_at)
+        return max(time for time in times if time is not None)
 
 
 def reported_image_ids(connection: Connection, selection: Selection) -> Iterator[int]:
@@ -155,12 +160,43 @@ def _select_files(dialect: str) -> sa.Select[*tuple[Any, ...]]:
             models.c.manifest_json,
             review_status.c.label.label("final_label"),
             review_status.c.decided_at,
+            _withdrawn_at().label("withdrawn_at"),
         )
         .join_from(files, images, images.c.id == files.c.image_id)
         .join(predictions, predictions.c.id == files.c.prediction_id)
         .join(models, models.c.id == predictions.c.cascade_id)
         .outerjoin(review_status, review_status.c.image_id == files.c.image_id)
         .where(in_keys(dialect, files.c.image_id), files.c.state == str(FileState.DONE), images.c.format == "dicom")
+    )
+
+
+def _withdrawn_at() -> sa.ScalarSelect[datetime]:
+    """When the readers' answer was last changed by a withdrawal: after an adjudication only by one of adjudications.
+
+    A withdrawal changes nothing where its reader had said nothing before: one that takes back a skip.
+    """
+    said = reviews.alias("said")
+    took_back = select(said.c.id).where(
+        said.c.image_id == reviews.c.image_id,
+        said.c.reviewer == reviews.c.reviewer,
+        said.c.id < reviews.c.id,
+        said.c.action.not_in((str(ReviewAction.SKIP), str(ReviewAction.WITHDRAW))),
+    )
+    return (
+        select(sa.func.max(reviews.c.at))
+        .where(
+            reviews.c.image_id == files.c.image_id,
+            reviews.c.action == str(ReviewAction.WITHDRAW),
+            reviews.c.repeat == 0,
+            sa.or_(
+                reviews.c.adjudication,
+                review_status.c.status.is_(None),
+                review_status.c.status != str(ReviewStatus.ADJUDICATED),
+            ),
+            took_back.exists(),
+        )
+        .correlate(files, review_status)
+        .scalar_subquery()
     )
 
 
@@ -174,6 +210,9 @@ def _select_scores(dialect: str) -> sa.Select[*tuple[Any, ...]]:
 
 
 def _reported(row: AnyRow, copies: Sequence[AnyRow], probabilities: list[tuple[str, float]]) -> Reported:
+    withdrawn_at = row.withdrawn_at
+    if withdrawn_at is not None and row.decided_at is not None and withdrawn_at < row.decided_at:
+        withdrawn_at = None  # the newer read is an object of its own
     return Reported(
         image_id=row.image_id,
         cascade_id=row.cascade_id,
@@ -197,6 +236,7 @@ def _reported(row: AnyRow, copies: Sequence[AnyRow], probabilities: list[tuple[s
         processed_at=row.processed_at,
         final_label=row.final_label,
         reviewed_at=row.decided_at,
+        withdrawn_at=withdrawn_at,
     )
 
 

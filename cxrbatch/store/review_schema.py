@@ -179,7 +179,7 @@ reads = sa.Table(
     metadata,
     sa.Column("image_id", sa.ForeignKey("images.id"), primary_key=True),
     sa.Column("reader", sa.Text, primary_key=True),
-    sa.Column("round_id", sa.Integer, primary_key=True),  # NO_ROUND outside rounds
+    sa.Column("round_id", sa.Integer, primary_key=True),  # NO_ROUND outside rounds, or ADJUDICATION
     sa.Column("repeat", sa.Integer, primary_key=True),
     sa.Column("review_id", sa.ForeignKey("reviews.id"), nullable=False),
     sa.Column("action", sa.Text, nullable=False),

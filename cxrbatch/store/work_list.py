@@ -1,7 +1,8 @@
 """The work list: filters, key-set pages, and capped counts, each served by an index at a million files.
 
-One row an image: of several files with one content the one that was found first. Images of an open blinded round are
-not there for its readers, so that no list, count or neighbour tells them what the model said.
+One row an image: of several files with one content the one that was found first, in the folder that is asked for.
+Images of an open blinded round are not there for its readers, so that no list, count or neighbour tells them what the
+model said.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
-from cxrbatch.store.queries import below
+from cxrbatch.store.queries import OTHER_FILE, below, repeats
 from cxrbatch.store.review_schema import (
     ReviewAction,
     ReviewStatus,
@@ -209,14 +210,12 @@ def _query(
 
 
 def _of_files(filters: Filters) -> list[sa.ColumnElement[bool]]:
-    other = files.alias("other")
-    earlier = select(other.c.id).where(
-        other.c.image_id == files.c.image_id, other.c.id < files.c.id, other.c.state == str(FileState.DONE)
-    )
+    # One row an image, but at a file in that folder.
+    in_folder = (below(OTHER_FILE.c.path, [filters.folder]),) if filters.folder else ()
     found: list[sa.ColumnElement[bool]] = [
         # Nearly all files are done: the || keeps SQLite from an index that goes by the state.
         files.c.state.concat("") == str(FileState.DONE),
-        sa.not_(sa.and_(files.c.is_copy, earlier.exists())),
+        sa.not_(repeats(*in_folder)),
     ]
     if filters.decision:
         found.append(files.c.decision == filters.decision)

@@ -1,8 +1,8 @@
 """Reviews belong to images and say what was shown; users, rounds and the current state of the reading.
 
 Reviews hung on predictions: a new bundle left them behind, and `--reprocess all` put another answer under them. Going
-back keeps accepts, overrides and flags of images that have a prediction; withdrawals and skips are lost, as are users
-and rounds.
+back keeps accepts, overrides and flags that are current, of images that have a prediction: before, nothing could be
+withdrawn, so what was would be back. Skips are lost, as are users and rounds.
 
 Frozen: it imports nothing of cxrbatch, so that it makes tomorrow what it makes today.
 
@@ -188,10 +188,10 @@ def downgrade() -> None:
     dialect = connection.dialect.name
     op.execute("DROP VIEW studies")
     op.execute("DROP VIEW results")
+    op.execute("CREATE TABLE reviews_after AS SELECT * FROM reviews WHERE id IN (SELECT review_id FROM reads)")
     op.drop_table("reads")
     op.drop_table("review_status")
     op.drop_table("review_leases")
-    op.execute("CREATE TABLE reviews_after AS SELECT * FROM reviews")
     op.drop_table("reviews")
     for table in ("round_assignments", "round_items", "round_readers", "rounds", "login_throttle", "sessions", "users"):
         op.drop_table(table)
