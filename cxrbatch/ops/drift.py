@@ -61,7 +61,7 @@ def _moment(text: str) -> datetime:
 def print_drift(settings: Settings, span: Span, *, as_json: bool, png: Path | None, accept: bool) -> None:
     """One comparison as table or JSON, and as a plot; or the days accepted. Raises Fatal, StoreDown."""
     bundle = load_bundle(settings.cascade)
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=not accept) as store:
         if accept:
             rows = accept_span(store, bundle, settings.exact, span)
             days = len(np.unique(rows.day))

@@ -165,7 +165,7 @@ def close_user(settings: Settings, name: str, *, again: bool) -> None:
 
 
 def print_users(settings: Settings) -> None:
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         users = list_users(store)
     for user in users:
         print(user.name, user.role, *(["disabled"] if user.disabled else []), sep="\t")

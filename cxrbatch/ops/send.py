@@ -43,7 +43,7 @@ def export_dicom(settings: Settings, folder: Path, under: Path | None, *, quiet:
     roots = _roots(under)
     explain, limits = explain_of(settings), limits_of(settings)
     written, reasons = 0, dict[str, int]()
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         for reported in all_reported(store.engine, Selection(roots=roots)):
             try:
                 for made in make_objects(reported, KINDS, limits, explain):
@@ -102,7 +102,7 @@ def list_outbox(settings: Settings, to: str | None, state: str | None, limit: in
     """A table of the newest objects. Raises Fatal (exit 2) for a state that does not exist."""
     if state is not None and state not in set(OutboxState):
         raise Fatal(f"No state '{state}'; the ones there are: {', '.join(OutboxState)}.", ExitCode.USAGE)
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         rows = outbox.listed(store, to, OutboxState(state) if state else None, limit)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("id", "to", "kind", "image", "state", "tries", "last status", "next try", "sent"):

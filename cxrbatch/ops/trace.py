@@ -74,7 +74,7 @@ _SENT += ("created_at", "sent_at")
 def print_trace(settings: Settings, what: str) -> None:
     """The trace of one path or content as JSON on standard output. Raises Fatal when nothing is known of it."""
     path = str(Path(what).absolute()) if "/" in what or Path(what).exists() else what
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         print(json.dumps(trace_of(store, path), indent=2, ensure_ascii=False, allow_nan=False))
 
 
