@@ -6,6 +6,7 @@ Sources of a value, highest priority first: a command-line flag, an environment 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -152,6 +153,16 @@ class Settings(BaseSettings):
         if listen and int(listen.rpartition(":")[2]) > _LARGEST_PORT:
             raise ValueError(f"the largest port is {_LARGEST_PORT}")
         return listen
+
+    @field_validator("review_trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: list[str]) -> list[str]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:  # also of 10.0.0.1/8: which of the two is meant cannot be known
+                raise ValueError(f"{error}; write addresses or networks, e.g. 10.0.0.1, 10.0.0.0/8") from None
+        return proxies
 
     @field_validator("send_to")
     @classmethod

@@ -68,6 +68,12 @@ def test_config_show_and_the_rows_of_runs_hide_a_password_in_the_options(tmp_pat
         ("CXRBATCH_DB", "mysql://u:s3cret@h/d", ["mysql"]),
         ("CXRBATCH_INCLUDE", "[[[", ["'include'", "JSON list"]),
         ("CXRBATCH_INCLUDE", "[" * 100_000, ["'include'", "JSON list"]),
+        ("CXRBATCH_METRICS", "127.0.0.1:99999", ["127.0.0.1:99999", "HOST:PORT"]),
+        ("CXRBATCH_METRICS", "rubbish", ["rubbish", "HOST:PORT"]),
+        ("CXRBATCH_SEND_TO", '[{"name": "a", "url": "ftp://u:s3cret@h/d"}]', ["~/.netrc"]),
+        ("CXRBATCH_SEND_TO", '[{"name": "a", "url": "ftp://h/d"}]', ["'ftp", "dicom://AET@HOST:PORT"]),
+        ("CXRBATCH_REVIEW_TRUSTED_PROXIES", "proxy,10.0.0.1", ["'review_trusted_proxies'", "10.0.0.0/8"]),
+        ("CXRBATCH_REVIEW_TRUSTED_PROXIES", "10.0.0.1/8", ["'review_trusted_proxies'", "host bits"]),
     ],
 )
 def test_config_check_refuses_what_cannot_be(tmp_path: Path, variable: str, value: str, words: list[str]) -> None:
@@ -75,6 +81,10 @@ def test_config_check_refuses_what_cannot_be(tmp_path: Path, variable: str, valu
     assert done.returncode in (1, 2)
     one_sentence(done, done.returncode, *words)
     assert "s3cret" not in done.stderr
+
+
+def test_config_check_wants_a_cascade_that_is_there(tmp_path: Path) -> None:
+    one_sentence(cxrbatch("config", "check", cwd=tmp_path, CXRBATCH_CASCADE="defualt"), 12, "'defualt'")
 
 
 def test_a_list_in_the_environment_may_be_plain_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
