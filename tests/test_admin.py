@@ -195,6 +195,14 @@ def test_check_of_a_store_that_is_only_behind_is_exit_10(
     assert check(empty_url) is ExitCode.FATAL
 
 
+def test_a_store_goes_one_step_back_as_the_help_says(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    migrate.upgrade(url)
+    done = cxrbatch("--db", url, "db", "downgrade", "-1", cwd=tmp_path)
+    assert (done.returncode, migrate.current(url)) == (0, f"{int(migrate.head()) - 1:04}"), done.stderr
+    one_sentence(cxrbatch("--db", url, "db", "downgrade", "--typo", cwd=tmp_path), 1, "--typo")
+
+
 def test_drop_keeps_no_study_date() -> None:
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian

@@ -16,10 +16,13 @@ from pynetdicom import AE, evt
 from pynetdicom.events import Event
 
 from cxrbatch.errors import Fatal
+from cxrbatch.ops.trace import print_trace
+from cxrbatch.settings import Settings
 from cxrbatch.store import Store
 from dicom_results import OUTBOX_POINTS, record_files, written
 from factories import make_bundle
 from pacs import Pacs, free_port, needs_orthanc
+from store_images import begin, scored_file
 from test_watch_privacy import planted, with_names
 from watchers import Place
 
@@ -303,4 +306,16 @@ def test_a_show_json_tells_what_was_sent(place: Place) -> None:
     assert trace["trace_version"] == 1 and file["file"]["state"] == "done"
     assert [row["last_status"] for row in file["sent"]].count("no_connection") == 1
     assert file["predictions"][0]["cascade"]["manifest_sha256"] == "a" * 64
-    assert {row["label"] for row in file["predictions"][0]["scores"]} >= {"PNEUMONIA", "NORMAL"}
+    said = file["predictions"][0]
+    assert {row["label"] for row in said["scores"]} >= {"PNEUMONIA", "NORMAL"}
+    assert (said["label_set"], said["abnormal_probability"]) == ("PNEUMONIA|COVID19", 0.9)
+    assert json.loads(said["scores_json"]).keys() >= {"PNEUMONIA", "NORMAL"}
+
+
+def test_a_show_json_knows_the_files_of_a_bucket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(db=f"sqlite:///{tmp_path / 'store.db'}")
+    with Store.open(settings.db) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("s3://bucket/a/b.dcm")])
+    print_trace(settings, "s3://bucket/a/b.dcm")
+    assert json.loads(capsys.readouterr().out)["files"][0]["file"]["path"] == "s3://bucket/a/b.dcm"

@@ -53,9 +53,9 @@ def parse_span(since: str, until: str | None, now: datetime | None = None) -> Sp
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the year 1 at +23:00 is the year 0 in UTC
         raise Fatal(f"'{text}' is no time; write 30d, 12h or 2026-01-31.", ExitCode.USAGE) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def print_drift(settings: Settings, span: Span, *, as_json: bool, png: Path | None, accept: bool) -> None:
