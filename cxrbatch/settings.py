@@ -6,6 +6,7 @@ Sources of a value, highest priority first: a command-line flag, an environment 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -146,12 +147,29 @@ class Settings(BaseSettings):
             raise ValueError("Input should be 0 (by the machine's memory) or at least 512")
         return value
 
+    @field_validator("include", "exclude", "ignore_suffixes")
+    @classmethod
+    def _say_something(cls, texts: list[str]) -> list[str]:
+        if "" in texts:  # as a suffix it is that of every file, as a pattern that of none
+            raise ValueError("an empty text in the list would match everything or nothing; leave it out")
+        return texts
+
     @field_validator("listen")
     @classmethod
     def _port_exists(cls, listen: str) -> str:
         if listen and int(listen.rpartition(":")[2]) > _LARGEST_PORT:
             raise ValueError(f"the largest port is {_LARGEST_PORT}")
         return listen
+
+    @field_validator("review_trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: list[str]) -> list[str]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:  # also of 10.0.0.1/8: which of the two is meant cannot be known
+                raise ValueError(f"{error}; write addresses or networks, e.g. 10.0.0.1, 10.0.0.0/8") from None
+        return proxies
 
     @field_validator("send_to")
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import pytest
@@ -125,3 +127,12 @@ def test_the_abnormal_probability_is_what_is_left_of_normal() -> None:
     assert assess(lower, **{**SURE, "gate_probability": None}).abnormal_probability == pytest.approx(0.6)
     without = Thresholds(("Covid", "Pneumonia"), 0.0, None)
     assert assess(without, **{**SURE, "gate_probability": None}).abnormal_probability is None
+
+
+def test_the_review_filters_by_every_reason_flag_and_label_that_a_decision_can_have() -> None:
+    work_list = pytest.importorskip("cxrbatch.review.work_list")
+    assert set(work_list.FLAGS) - {"colour"} == REVIEW_FLAGS
+    assert set(work_list.NOT_DISEASE_LABELS) == {NOT_CHEST, NOT_FRONTAL}
+    # The reasons are literals of `assess`: every other word of its source that a reason can be is in the list.
+    said = re.findall(r'\[?\(?"([a-z_]+)"[\],]', inspect.getsource(assess))
+    assert set(said) == set(work_list.REASONS)

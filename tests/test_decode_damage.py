@@ -31,6 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cxrbatch import unexpected
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.imaging import decode
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes, read_grey
@@ -267,3 +268,29 @@ def test_reading_does_not_leak_memory() -> None:
     for _ in range(100):
         read_grey(FILES["JPEGBaseline8Bit"])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024
+
+
+@pytest.mark.parametrize(
+    ("place", "error"), [("formats.tiff._samples", NameError), ("dicom.frames._require_size", TypeError)]
+)
+def test_a_bug_of_a_reader_is_counted_and_not_taken_for_damage_alone(
+    monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception]
+) -> None:
+    def broken(*args: object) -> None:
+        raise error("ours")
+
+    data = saved("TIFF") if "tiff" in place else write_dicom(as_dicom(GREY, syntax=JPEGBaseline8Bit))
+    before = unexpected.total()
+    decode_bytes(data, (), Limits(), Identifiers("drop"))
+    monkeypatch.setattr(f"cxrbatch.imaging.{place}", broken)
+    with pytest.raises(Rejected):
+        decode_bytes(data, (), Limits(), Identifiers("drop"))
+    assert unexpected.total() == before + 1
+
+
+def test_a_directory_beyond_all_numbers_is_damage() -> None:
+    before = unexpected.total()
+    data = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 2**63) + bytes(100)
+    with pytest.raises(Rejected) as caught:
+        decode_bytes(data, (), Limits(), Identifiers("drop"))
+    assert caught.value.reason_code == ReasonCode.TRUNCATED and unexpected.total() == before

@@ -313,6 +313,8 @@ def test_what_is_no_image_says_so() -> None:
 def test_what_cannot_be_read_says_why() -> None:
     video = compressed(b"\x00\x00\x01\xb3" + bytes(64), EIGHT, UID("1.2.840.10008.1.2.4.100"))
     assert refusal(video) == ReasonCode.UNSUPPORTED_TRANSFER_SYNTAX
+    for unknown in (b"1.2.840.10008.1.2.4.199", b"1.2.826.0.1.3680043.8.1"):
+        assert refusal(video.replace(b"1.2.840.10008.1.2.4.100", unknown)) == ReasonCode.UNSUPPORTED_TRANSFER_SYNTAX
     assert refusal(write_dicom(as_dicom(EIGHT, PhotometricInterpretation="PUCE"))) == ReasonCode.UNSUPPORTED_PIXELS
     nameless = as_dicom(EIGHT)
     del nameless.PhotometricInterpretation

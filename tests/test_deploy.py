@@ -101,6 +101,11 @@ def test_settings_exist_and_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None
     Settings()
 
 
+def test_the_container_can_do_what_its_settings_offer() -> None:
+    (extras,) = re.findall(r"'\.\[([\w,]+)\]'", DOCKERFILE)
+    assert set(extras.split(",")) >= {"dicom", "postgres", "review"}  # send_to, db, `review`
+
+
 def test_nobody_runs_as_root_and_no_secret_is_written_down() -> None:
     assert all(re.search(r"^User=cxrbatch$", unit, re.M) for unit in UNITS.values())
     assert re.search(r"^USER 10001$", DOCKERFILE, re.M)

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from cxrbatch import unexpected
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
 from cxrbatch.own_objects import is_own_uid, make_uid
@@ -215,3 +216,25 @@ def test_uids_are_valid_and_known_again() -> None:
         assert is_own_uid(uid) and len(uid) <= 64 and pydicom.uid.UID(uid).is_valid
         last = uid[:-1] + ("0" if uid[-1] != "0" else "1")
         assert not is_own_uid(last)
+
+
+@pytest.mark.parametrize("bug", [RuntimeError, ValueError, AttributeError])
+def test_a_bug_of_ours_is_reported_and_tried_again_and_not_said_of_the_header(
+    reported: Reported, bug: type[Exception]
+) -> None:
+    def explain(data: bytes, said: Reported) -> None:
+        raise bug("CUDA error at REFERRER^R")
+
+    before = unexpected.total()
+    with pytest.raises(NotMade, match="unexpected_error") as caught:
+        make_objects(reported, KINDS, Limits(), explain)
+    assert caught.value.may_pass and unexpected.total() == before + 1
+    assert "REFERRER" not in str(caught.value)
+
+
+def test_a_bad_header_is_a_final_reason_and_no_bug(tmp_path: Path) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", SOPClassUID="1.2.840.99"))
+    before = unexpected.total()
+    with pytest.raises(NotMade, match="header_unusable") as caught:
+        make_objects(said, KINDS, Limits())
+    assert not caught.value.may_pass and unexpected.total() == before

@@ -59,6 +59,12 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             assert (document.parent / link).exists(), f"{document.name} links to {link}"
 
 
+def test_contributing_names_modules_of_dicom_out_that_are_there() -> None:
+    (row,) = re.findall(r"^\| `dicom_out/` \| (.*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    there = {path.stem for path in (ROOT / "cxrbatch/dicom_out").glob("[a-z]*.py")}
+    assert set(re.findall(r"`(\w+)`", row)) == there
+
+
 @pytest.mark.parametrize(
     "document", ["README.md", "docs/models.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/howto/*.md"))]
 )

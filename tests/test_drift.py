@@ -169,7 +169,8 @@ def test_a_span_in_words() -> None:
     now = datetime(2026, 11, 24, tzinfo=UTC)
     assert parse_span("30d", None, now) == Span(now - timedelta(days=30), now)
     assert parse_span("2026-11-01", "2026-11-02", now).until == datetime(2026, 11, 2, tzinfo=UTC)
-    for since, until in (("30", None), ("soon", None), ("2026-11-02", "2026-11-01"), ("1d", "never")):
+    for since, until in (("30", None), ("soon", None), ("2026-11-02", "2026-11-01"), ("1d", "never"),
+                         ("0001-01-01T00:00:00+23:00", None), ("1d", "9999-12-31T23:00:00-23:00")):  # fmt: skip
         with pytest.raises(Fatal) as failed:
             parse_span(since, until, now)
         assert failed.value.exit_code == ExitCode.USAGE

@@ -28,6 +28,7 @@ from pynetdicom import AE, build_context
 
 from cxrbatch import intake
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode
+from cxrbatch.imaging.limits import Limits as DecodeLimits
 from cxrbatch.intake.receiver import Listen, receive
 from cxrbatch.ops import heartbeat
 from cxrbatch.ops.drift_statistics import STATISTICS
@@ -155,6 +156,22 @@ def test_the_review_has_metrics_too(place: Place) -> None:
     assert value(text, "review_waiting_files") == 1 and value(text, "store_up") == 1
     assert get(port, "/healthz")[0] == 200
     place.stop(review)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_review_whose_decoder_has_ended_is_not_healthy(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from cxrbatch.ops.review import _monitor
+    from cxrbatch.review.decoding import ImageDecoder
+
+    port, decoder = free_port(), ImageDecoder(DecodeLimits(), workers=1, timeout_s=30, memory_mib=0)
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store, _monitor(f"127.0.0.1:{port}", store, decoder):
+        assert get(port, "/healthz")[0] == 200
+        decoder._requests.put("no request")  # type: ignore[arg-type]  # any bug ends the thread
+        decoder._thread.join(60)
+        status, body = get(port, "/healthz")
+        assert status == 503 and "decoder" in json.loads(body)["seconds_since"]
+    decoder.close()
 
 
 def test_the_receiver_alone_has_metrics_too(tmp_path: Path) -> None:
@@ -374,7 +391,11 @@ def test_a_store_that_is_away_is_a_number_and_no_crash(tmp_path: Path) -> None:
     health.begin("store", "disk")
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
         StoreFigures(store, metrics, health, {"store": str(tmp_path), "root0": "/not/there"}).refresh()
-    assert value(metrics_text(metrics), "store_up") == 1 and health.is_ready
+        assert value(metrics_text(metrics), "store_up") == 1 and health.is_ready
+        with connect(store.engine, write=True) as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+        StoreFigures(store, metrics, health, {}).refresh()
+        assert value(metrics_text(metrics), "store_up") == 0 and not health.is_ready  # another schema than at the start
     away = Store(make_engine("postgresql://nobody@127.0.0.1:1/none"))
     StoreFigures(away, metrics, health, {}).refresh()
     assert value(metrics_text(metrics), "store_up") == 0 and not health.ready["store"] and health.alive

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,17 +19,23 @@ from pynetdicom import AE, evt
 from pynetdicom.events import Event
 
 from cxrbatch.errors import Fatal
+from cxrbatch.imaging.limits import Limits
+from cxrbatch.ops.trace import print_trace
+from cxrbatch.settings import Settings
 from cxrbatch.store import Store
+from cxrbatch.store.reported import Selection, all_reported
 from dicom_results import OUTBOX_POINTS, record_files, written
 from factories import make_bundle
 from pacs import Pacs, free_port, needs_orthanc
+from store_images import begin, scored_file
 from test_watch_privacy import planted, with_names
 from watchers import Place
 
 pytest.importorskip("highdicom")
 pytest.importorskip("dicomweb_client")
 
-from cxrbatch.dicom_out.send import parse_destination
+from cxrbatch.dicom_out.objects import make_objects
+from cxrbatch.dicom_out.send import Status, open_destination, parse_destination
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -192,6 +201,57 @@ def test_only_success_counts_as_sent(place: Place, status: int, state: str) -> N
         pacs.server.shutdown()
     assert states(place) == [(state, f"0x{status:04X}")] * 2
     assert pacs.seen == 2 and code == (0 if state == "sent" else 3)
+    assert ("2 of them stored with a warning" in place.log) == (status == 0xB000), place.log
+
+
+def test_watch_logs_that_something_was_stored_with_a_warning(tmp_path: Path) -> None:
+    place = Place(tmp_path, f"sqlite:///{tmp_path / 'store.db'}", make_bundle(tmp_path / "bundle"))
+    filled(place, 1, PatientName="PLANTED^NAME")
+    pacs = Answers(0xB007, (CAPTURE, REPORT))
+    destination = {"name": "odd", "url": f"dicom://ODD@127.0.0.1:{pacs.port}", "decisions": []}
+    env = {"CXRBATCH_SEND_TO": json.dumps([destination]), "CXRBATCH_SEND_GRADCAM": "false"}
+    try:
+        assert place.run("--once", command="watch", **env) == 0, place.log
+    finally:
+        pacs.server.shutdown()
+        place.clean_up()
+    lines = [line for line in place.log.splitlines() if "stored_with_warning" in line]
+    assert lines and all("odd" in line for line in lines) and "PLANTED" not in place.log
+
+
+UID_OF_OURS = re.compile(rb"(?<=\x08\x00\x18\x00UI..)2\.25\.\d+", re.S)  # SOPInstanceUID, explicit VR
+
+
+class _Warns(BaseHTTPRequestHandler):
+    """A DICOMweb service that stores everything, and coerces (WarningReason B000)."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        uid = UID_OF_OURS.search(body)
+        assert uid is not None
+        item = {"00081155": {"vr": "UI", "Value": [uid[0].decode()]}, "00081196": {"vr": "US", "Value": [0xB000]}}
+        answer = json.dumps({"00081199": {"vr": "SQ", "Value": [item]}}).encode()
+        self.send_response(202)
+        self.send_header("Content-Type", "application/dicom+json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_warning_of_stow_is_told_too(tmp_path: Path) -> None:
+    paths = written(tmp_path / "in")
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        record_files(store, paths)
+        (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sr"], Limits())
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Warns) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sending = open_destination(parse_destination(f"http://127.0.0.1:{server.server_port}/dicom-web"))
+        status = sending.send(made)
+        sending.close()
+        server.shutdown()
+    assert status == Status("0xB000", stored=True, warned=True)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
@@ -303,4 +363,16 @@ def test_a_show_json_tells_what_was_sent(place: Place) -> None:
     assert trace["trace_version"] == 1 and file["file"]["state"] == "done"
     assert [row["last_status"] for row in file["sent"]].count("no_connection") == 1
     assert file["predictions"][0]["cascade"]["manifest_sha256"] == "a" * 64
-    assert {row["label"] for row in file["predictions"][0]["scores"]} >= {"PNEUMONIA", "NORMAL"}
+    said = file["predictions"][0]
+    assert {row["label"] for row in said["scores"]} >= {"PNEUMONIA", "NORMAL"}
+    assert (said["label_set"], said["abnormal_probability"]) == ("PNEUMONIA|COVID19", 0.9)
+    assert json.loads(said["scores_json"]).keys() >= {"PNEUMONIA", "NORMAL"}
+
+
+def test_a_show_json_knows_the_files_of_a_bucket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(db=f"sqlite:///{tmp_path / 'store.db'}")
+    with Store.open(settings.db) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("s3://bucket/a/b.dcm")])
+    print_trace(settings, "s3://bucket/a/b.dcm")
+    assert json.loads(capsys.readouterr().out)["files"][0]["file"]["path"] == "s3://bucket/a/b.dcm"

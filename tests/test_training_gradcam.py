@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cxrbatch import unexpected
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.engines.networks import FeatureNetwork, build_network
+from cxrbatch.review.overlay_process import HeatMaps
 from cxrbatch.training.gradcam import explain, grad_cam
 from factories import make_bundle
 from training_images import draw
@@ -64,3 +66,14 @@ def test_explain_replaces_its_own_image_and_nothing_else(tmp_path: Path) -> None
         with pytest.raises(Fatal, match=why):
             explain(tmp_path / "image.png", bundle, tmp_path / f"{name}.png")
     assert (tmp_path / "other.png").read_bytes() == before and (tmp_path / "link.png").is_symlink()
+
+
+def test_a_bug_in_the_process_of_the_heat_maps_is_counted_by_the_review_and_a_bad_bundle_is_not() -> None:
+    for bundle, words, bugs in ((["no name"], "failed", 1), ("no such bundle", "cannot be read", 0)):
+        before, maps = unexpected.total(), HeatMaps(bundle)  # type: ignore[arg-type]
+        try:
+            with pytest.raises(Fatal, match=words):
+                maps.heat_map("/in/a.dcm", "a" * 64, "b" * 64)
+        finally:
+            maps.close()
+        assert unexpected.total() == before + bugs

@@ -46,7 +46,8 @@ def db_upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
     database.upgrade(options.settings().db, revision)
 
 
-@db.command("downgrade")
+# Click takes -1 for an option unless unknown ones are arguments.
+@db.command("downgrade", context_settings={"ignore_unknown_options": True})
 def db_downgrade(revision: Annotated[str, typer.Argument(help="For example -1, or base.")]) -> None:
     """Downgrade the store to an older schema."""
     from cxrbatch.ops import database

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from cxrbatch import unexpected
 from cxrbatch.dicom_out.capture import make_capture
 from cxrbatch.dicom_out.report import make_report
 from cxrbatch.dicom_out.source import Source, inherit
@@ -33,6 +34,11 @@ KINDS: tuple[Kind, ...] = ("sc", "sr")
 
 #: The file's bytes and what was said of it -> what moved the score (h, w), 0..1, over the whole image; None: unknown.
 Explain = Callable[[bytes, Reported], NDArray[np.float32] | None]
+
+
+#: What pydicom and highdicom raise for values that DICOM does not allow: wrong lengths and UIDs (ValueError), unknown
+#: SOP classes (KeyError), unknown value representations (NotImplementedError). Anything else is a bug.
+_OF_A_HEADER = (ValueError, LookupError, NotImplementedError)
 
 
 class NotMade(Exception):
@@ -76,10 +82,12 @@ def make_objects(
         raise
     except Rejected as rejected:
         raise NotMade(str(rejected.reason_code), rejected.reason) from None
-    except Exception as error:  # headers that DICOM does not allow; its text may quote them
+    except _OF_A_HEADER as error:  # its text may quote the header
         raise NotMade(
             "header_unusable", f"The source's header does not fit into a new object ({type(error).__name__})."
         ) from None
+    except Exception as error:
+        raise _our_bug(error) from None
 
 
 def _make(reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Explain, data: bytes) -> list[MadeObject]:
@@ -89,7 +97,7 @@ def _make(reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Ex
         raise NotMade("no_study", "The source names no study or no instance: its results cannot be filed.")
     made = []
     for kind in kinds:
-        heat = explain(data, reported) if kind == "sc" else None
+        heat = _explained(explain, data, reported) if kind == "sc" else None
         identity = (reported.sha256, reported.manifest_sha256, kind)
         uid = make_uid(*identity, reported.revision, "map" if heat is not None else "")
         series_uid = make_uid(*identity, "series")
@@ -100,6 +108,22 @@ def _make(reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Ex
         inherit(dataset, header)
         made.append(MadeObject(kind, uid, dataset))
     return made
+
+
+def _explained(explain: Explain, data: bytes, reported: Reported) -> NDArray[np.float32] | None:
+    """The map. Whatever fails here is not the header's fault: its ValueError must not look like one."""
+    try:
+        return explain(data, reported)
+    except (Rejected, MemoryError):
+        raise
+    except Exception as error:
+        raise _our_bug(error) from None
+
+
+def _our_bug(error: Exception) -> NotMade:
+    """Logged and counted, and not final: a later version, or a device that works again, may make the object."""
+    unexpected.report(error)
+    return NotMade("unexpected_error", f"The object could not be made ({type(error).__name__}).", may_pass=True)
 
 
 def _read_source(reported: Reported, limits: Limits) -> bytes:

@@ -51,6 +51,7 @@ class Status:
     code: str  # "0x0000", "0xB000", "http 200", "no_connection", ...
     stored: bool
     may_pass: bool = False  # not stored, and another try may help
+    warned: bool = False  # stored, but coerced, cut or not understood: their log says what
 
 
 class Sending(Protocol):
@@ -132,7 +133,7 @@ class _Store:
         shown = f"0x{code:04X}"
         # PS3.4 B.2.3: success, the warnings of the storage service; A7xx: out of resources; the rest is a refusal.
         stored = code == 0 or code & 0xF000 == 0xB000 or code in (0x0001, 0x0107, 0x0116)
-        return Status(shown, stored=stored, may_pass=code & 0xFF00 == 0xA700)
+        return Status(shown, stored=stored, may_pass=code & 0xFF00 == 0xA700, warned=stored and code != 0)
 
     def _open(self) -> Any:
         if self._association is not None and self._association.is_established:
@@ -203,9 +204,10 @@ class _Stow:
         for item in answer.get("FailedSOPSequence") or []:
             code = int(item.get("FailureReason") or 0)
             return Status(f"0x{code:04X}", stored=False, may_pass=code & 0xFF00 == 0xA700)
-        named = [str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or []]
-        if made.sop_instance_uid in named:
-            return Status(f"http {self._http}", stored=True)
+        for item in answer.get("ReferencedSOPSequence") or []:
+            if str(item.get("ReferencedSOPInstanceUID")) == made.sop_instance_uid:
+                warning = int(item.get("WarningReason") or 0)  # PS3.18 10.5.3
+                return Status(f"0x{warning:04X}" if warning else f"http {self._http}", stored=True, warned=warning > 0)
         # 200 says that all was stored, and this client reads only some kinds of bodies; 202 leaves it open.
         return Status(f"http {self._http}", stored=self._http == 200)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from cxrbatch import __version__
 from cxrbatch.own_objects import MANUFACTURER, SERIES_DESCRIPTIONS
@@ -62,7 +63,7 @@ class Source:
 
     @classmethod
     def of(cls, header: Dataset) -> Source:
-        orientation = header.get("PatientOrientation") or ()
+        orientation = header.get("PatientOrientation")
         return cls(
             sop_class_uid=_text(header, "SOPClassUID"),
             sop_instance_uid=_text(header, "SOPInstanceUID"),
@@ -70,7 +71,7 @@ class Source:
             study_instance_uid=_text(header, "StudyInstanceUID"),
             burned_in_annotation=_text(header, "BurnedInAnnotation").upper(),
             image_laterality=(_text(header, "ImageLaterality") or _text(header, "Laterality")).upper(),
-            patient_orientation=() if isinstance(orientation, str) else tuple(str(part) for part in orientation),
+            patient_orientation=tuple(map(str, orientation)) if isinstance(orientation, MultiValue) else (),
         )
 
     def evidence(self) -> Dataset:

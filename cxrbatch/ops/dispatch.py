@@ -85,13 +85,15 @@ class Dispatch:
         total = Round()
         while not self._stop.is_set():
             done = sender.round()
-            for name in ("tried", "sent", "refused", "waiting"):
+            for name in ("tried", "sent", "refused", "waiting", "warned"):
                 setattr(total, name, getattr(total, name) + getattr(done, name))
             if done.unreachable or not done.tried:
                 total.unreachable = done.unreachable
                 break
         if total.sent or total.refused:
             log.info("results_sent", destination=sender.to.name, sent=total.sent, refused=total.refused)
+        if total.warned:  # which, and with which status: `cxrbatch outbox list`
+            log.warning("stored_with_warning", destination=sender.to.name, sent=total.warned)
         return total
 
     def _outage(self, sender: Sender, done: Round, failures: int) -> int:

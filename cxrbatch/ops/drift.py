@@ -53,15 +53,15 @@ def parse_span(since: str, until: str | None, now: datetime | None = None) -> Sp
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the year 1 at +23:00 is the year 0 in UTC
         raise Fatal(f"'{text}' is no time; write 30d, 12h or 2026-01-31.", ExitCode.USAGE) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def print_drift(settings: Settings, span: Span, *, as_json: bool, png: Path | None, accept: bool) -> None:
     """One comparison as table or JSON, and as a plot; or the days accepted. Raises Fatal, StoreDown."""
     bundle = load_bundle(settings.cascade)
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=not accept) as store:
         if accept:
             rows = accept_span(store, bundle, settings.exact, span)
             days = len(np.unique(rows.day))

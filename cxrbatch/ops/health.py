@@ -52,7 +52,7 @@ class Health:
     def ages_s(self) -> dict[str, float]:
         """Seconds since each part was last seen alive."""
         now = max(self.clock(), self._last_beat)
-        return {name: now - last_heartbeat() for name, (last_heartbeat, _) in list(self._parts.items())}
+        return {name: max(0.0, now - last_heartbeat()) for name, (last_heartbeat, _) in list(self._parts.items())}
 
     def stale(self) -> list[str]:
         """The parts that have been silent for too long."""

@@ -23,6 +23,8 @@ from cxrbatch.ops.health import Health
 from cxrbatch.ops.metrics import Metrics, ReceiverMetrics
 from cxrbatch.store import Store
 from cxrbatch.store.backlog import read_backlog
+from cxrbatch.store.connection import connect
+from cxrbatch.store.migrate import demand_head
 
 __all__ = ["Address", "StoreFigures", "free_bytes", "parse_address", "serve_monitor"]
 
@@ -160,6 +162,8 @@ class StoreFigures:
         try:
             for task in self.tasks:
                 task()
+            with connect(self.store.engine) as connection:
+                demand_head(connection)  # somebody may have moved the schema while this program runs
             self.metrics.show_backlog(read_backlog(self.store))
             self.health.ready["store"] = True
         except (StoreDown, Fatal):

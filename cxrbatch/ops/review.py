@@ -50,9 +50,9 @@ def run_review(settings: Settings, host: str, port: int, metrics: str = "") -> E
             )
         key = "" if has_users else secrets.token_urlsafe(24)
         with (
-            _monitor(metrics, store),
             _listening(host, port) as listener,
             _decoder(settings) as decoder,
+            _monitor(metrics, store, decoder),
             closing(HeatMaps(settings.cascade)) as heat_maps,
         ):
             user = user_name()
@@ -74,8 +74,8 @@ def run_review(settings: Settings, host: str, port: int, metrics: str = "") -> E
 
 
 @contextmanager
-def _monitor(address: str, store: Store) -> Iterator[None]:
-    """Metrics and health beside the review: what the store says, and that this process answers."""
+def _monitor(address: str, store: Store, decoder: ImageDecoder) -> Iterator[None]:
+    """Metrics and health beside the review: what the store says, and that this process answers and can decode."""
     if not address:
         yield
         return
@@ -84,6 +84,7 @@ def _monitor(address: str, store: Store) -> Iterator[None]:
 
     metrics, health, stop = Metrics(), Health(), threading.Event()
     health.begin("store")
+    health.add("decoder", decoder.last_alive, 0.0)  # a thread that has ended does not come back
     with serve_monitor(address, metrics, health):
         figures = StoreFigures(store, metrics, health, {}, (health.heartbeat,))
         thread = threading.Thread(target=figures.run, args=(stop,), name="store-figures", daemon=True)
@@ -165,7 +166,7 @@ def close_user(settings: Settings, name: str, *, again: bool) -> None:
 
 
 def print_users(settings: Settings) -> None:
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         users = list_users(store)
     for user in users:
         print(user.name, user.role, *(["disabled"] if user.disabled else []), sep="\t")

@@ -43,7 +43,7 @@ def export_dicom(settings: Settings, folder: Path, under: Path | None, *, quiet:
     roots = _roots(under)
     explain, limits = explain_of(settings), limits_of(settings)
     written, reasons = 0, dict[str, int]()
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         for reported in all_reported(store.engine, Selection(roots=roots)):
             try:
                 for made in make_objects(reported, KINDS, limits, explain):
@@ -65,7 +65,7 @@ def run_send(settings: Settings, to: str, under: Path | None, *, quiet: bool = F
     """
     quieten_libraries()
     destination, roots, stop = _destination(settings, to), _roots(under), threading.Event()
-    sent = refused = waiting = 0
+    sent = refused = waiting = warned = 0
     unreachable = False
     with Store.open(settings.db, may_create=False) as store, stopping(stop) as caught:
         sender = sender_of(settings, store, destination, explain_of(settings), RetryPolicy(stop=stop), stop)
@@ -77,7 +77,7 @@ def run_send(settings: Settings, to: str, under: Path | None, *, quiet: bool = F
         try:
             while not stop.is_set() and not unreachable:
                 done = sender.round()
-                sent, refused = sent + done.sent, refused + done.refused
+                sent, refused, warned = sent + done.sent, refused + done.refused, warned + done.warned
                 unreachable = done.unreachable
                 if not done.tried:
                     if not sender.outbox.progress().in_hand:
@@ -88,6 +88,7 @@ def run_send(settings: Settings, to: str, under: Path | None, *, quiet: bool = F
         waiting = sender.outbox.progress().waiting
     if not quiet:
         words = f"{sent:,} object(s) sent to {destination.name}"
+        words += f", {warned:,} of them stored with a warning (`cxrbatch outbox list` has its status)" if warned else ""
         words += f", {waiting:,} wait for another try" if waiting else ""
         words += f", {refused:,} refused (`cxrbatch outbox list` says why)" if refused else ""
         _tell(words, {}, others)
@@ -102,7 +103,7 @@ def list_outbox(settings: Settings, to: str | None, state: str | None, limit: in
     """A table of the newest objects. Raises Fatal (exit 2) for a state that does not exist."""
     if state is not None and state not in set(OutboxState):
         raise Fatal(f"No state '{state}'; the ones there are: {', '.join(OutboxState)}.", ExitCode.USAGE)
-    with Store.open(settings.db, may_create=False) as store:
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         rows = outbox.listed(store, to, OutboxState(state) if state else None, limit)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("id", "to", "kind", "image", "state", "tries", "last status", "next try", "sent"):

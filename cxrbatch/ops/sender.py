@@ -29,6 +29,7 @@ class Round:
     sent: int = 0
     refused: int = 0
     waiting: int = 0  # for their next try
+    warned: int = 0  # sent, and stored with a warning
     unreachable: bool = False  # nobody answers, or the association was not accepted
 
 
@@ -63,7 +64,7 @@ class Sender:
                 rest = items[number:]
                 self.retry(lambda rest=rest: self.outbox.release(rest))  # type: ignore[misc]
                 break
-            answer = self._attempt(item)
+            answer = self._attempt(item, result)
             self.retry(lambda item=item, answer=answer: self.outbox.record(item, answer))  # type: ignore[misc]
             result.tried += 1
             result.sent += answer.state == OutboxState.SENT
@@ -72,7 +73,7 @@ class Sender:
             result.unreachable = answer.status in _UNREACHABLE
         return result
 
-    def _attempt(self, item: OutboxItem) -> Answer:
+    def _attempt(self, item: OutboxItem, result: Round) -> Answer:
         if item.reported is None:
             return Answer(OutboxState.DROPPED, "superseded")
         kind = "sc" if item.kind == "sc" else "sr"
@@ -86,6 +87,7 @@ class Sender:
             self._sending = open_destination(destination_of(self.to))
         status = self._sending.send(made)
         failpoint("outbox.answered")
+        result.warned += status.warned
         state = OutboxState.WAITING if status.may_pass else OutboxState.REFUSED
         return Answer(OutboxState.SENT if status.stored else state, status.code, made.sop_instance_uid)
 

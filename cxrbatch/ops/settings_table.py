@@ -26,9 +26,19 @@ def print_settings(settings: Settings, config: Path | None, flags: dict[str, Any
 
 def check_settings(settings: Settings) -> None:
     """Check settings in the modules that use them. Raises Fatal for the first setting that cannot be used."""
+    from cxrbatch.inference.bundle import find_bundle
+    from cxrbatch.ops.monitor import parse_address
     from cxrbatch.ops.receive import listen_of
     from cxrbatch.store.connection import parse_url
 
     parse_url(settings.db)
+    find_bundle(settings.cascade)
     if settings.listen:
         listen_of(settings)
+    if settings.metrics:
+        parse_address(settings.metrics)
+    if settings.send_to:
+        from cxrbatch.ops.sender import destination_of  # needs the extra `dicom`, as sending does
+
+        for to in settings.send_to:
+            destination_of(to)

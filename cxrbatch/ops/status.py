@@ -113,7 +113,7 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
 def print_status(settings: Settings, limits: Limits, *, as_json: bool) -> State:
     """One line for a monitoring system, then details for people; or all of it as JSON. Never raises."""
     try:
-        with Store.open(settings.db, may_create=False) as store:
+        with Store.open(settings.db, may_create=False, read_only=True) as store:
             status = read_status(store, settings.db)
     except (StoreDown, Fatal, OSError) as error:
         why = without_password(str(error))

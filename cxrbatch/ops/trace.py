@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from cxrbatch.errors import Fatal
+from cxrbatch.intake.remote import is_remote, normal_url
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, outbox
@@ -43,6 +44,9 @@ _PREDICTION: tuple[str, ...] = (
     "gate_probability",
     "ood_score",
     "review_reasons",
+    "label_set",
+    "abnormal_probability",
+    "scores_json",
 )
 _PREDICTION += ("processed_at",)
 _CASCADE: tuple[str, ...] = ("name", "version", "manifest_sha256", "stages", "weights_sha256", "first_used")
@@ -73,8 +77,12 @@ _SENT += ("created_at", "sent_at")
 
 def print_trace(settings: Settings, what: str) -> None:
     """The trace of one path or content as JSON on standard output. Raises Fatal when nothing is known of it."""
-    path = str(Path(what).absolute()) if "/" in what or Path(what).exists() else what
-    with Store.open(settings.db, may_create=False) as store:
+    path = what
+    if is_remote(what):
+        path = normal_url(what)
+    elif "/" in what or Path(what).exists():
+        path = str(Path(what).absolute())
+    with Store.open(settings.db, may_create=False, read_only=True) as store:
         print(json.dumps(trace_of(store, path), indent=2, ensure_ascii=False, allow_nan=False))
 
 

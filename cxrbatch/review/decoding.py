@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -44,6 +45,7 @@ class ImageDecoder:
         self._task = DecodeForViewer(limits)
         self._thread = threading.Thread(target=self._run, name="image-decoder", daemon=True)
         self._thread.start()
+        self._seen_alive = time.monotonic()
 
     def body(self, request: ViewRequest) -> bytes:
         """The answer for the viewer (pixels.as_body). Raises Rejected; Fatal where workers cannot start."""
@@ -61,6 +63,12 @@ class ImageDecoder:
                 future = self._waiting[request] = Future()
                 self._requests.put(request)
         return future.result(2 * self._timeout_s + 240)
+
+    def last_alive(self) -> float:
+        """When the thread was last known to run (monotonic seconds): now, unless it has ended."""
+        if self._thread.is_alive():
+            self._seen_alive = time.monotonic()
+        return self._seen_alive
 
     def close(self) -> None:
         """End the workers."""

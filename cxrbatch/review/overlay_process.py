@@ -13,7 +13,9 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+from cxrbatch import unexpected
 from cxrbatch.errors import Fatal
+from cxrbatch.unexpected import UnexpectedError
 
 __all__ = ["HeatMaps"]
 
@@ -70,6 +72,8 @@ class HeatMaps:
             self.close()
             raise Fatal("The heat map is not available: the process that makes it has ended or takes too long.")
         answer: dict[str, Any] = json.loads(line)
+        if "unexpected" in answer:
+            unexpected.record(UnexpectedError(*answer.pop("unexpected")))
         return answer
 
     def _start(self) -> None:

@@ -23,15 +23,17 @@ from cxrbatch.store.users import list_users
 from cxrbatch.store.work_list import COUNT_CAP, count, page, rows_of
 from cxrbatch.types import Decision
 
-__all__ = ["router"]
+__all__ = ["FLAGS", "NOT_DISEASE_LABELS", "REASONS", "router"]
 
 router = APIRouter()
 _ROWS = 50
-_REASONS = ("low_confidence", "possibly_abnormal", "unlike_training", "gate_unsure")
-_FLAGS = (
+#: Those of inference/decision.py, which the web app does not import: tests/test_decision.py compares them.
+REASONS = ("low_confidence", "possibly_abnormal", "unlike_training", "gate_unsure", "not_frontal")
+FLAGS = (
     "near_constant", "saturated", "tiny", "extreme_aspect", "colour", "polarity_suspect", "window_unusable",
-    "multi_frame", "decoder_warning",
+    "multi_frame", "decoder_warning", "above_bits_stored",
 )  # fmt: skip
+NOT_DISEASE_LABELS = ("NOT_CHEST", "NOT_FRONTAL")
 
 
 @router.get("/")
@@ -63,8 +65,8 @@ def work_list(request: Request, session: LoggedIn) -> Response:
         "first_page": after is None and before is None,
         "decisions": list(Decision),
         "labels": labels,
-        "reasons": _REASONS,
-        "flags": _FLAGS,
+        "reasons": REASONS,
+        "flags": FLAGS,
         "readers": [user.name for user in list_users(state.store)] or [session.user_name],
     }
     name = "rows.html" if request.headers.get("x-fragment") else "list.html"
@@ -72,9 +74,9 @@ def work_list(request: Request, session: LoggedIn) -> Response:
 
 
 def known_labels(connection: Connection) -> list[str]:
-    """The classes of the newest bundle, and NOT_CHEST."""
+    """The classes of the newest bundle, and what an image without a disease is called."""
     labels = [choice["label"] for choice in choices(newest_cascade(connection), []) if choice["key"].isdigit()]
-    return [*labels, "NOT_CHEST"]
+    return [*labels, *NOT_DISEASE_LABELS]
 
 
 @router.get("/rejected")

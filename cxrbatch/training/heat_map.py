@@ -10,6 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cxrbatch import unexpected
+from cxrbatch.errors import Fatal, Rejected
+from cxrbatch.unexpected import UnexpectedError
+
 __all__ = ["answer", "main"]
 
 
@@ -17,6 +21,8 @@ def main() -> None:
     """Answer until stdin closes. What libraries print goes to stderr: stdout holds answers alone."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    reports: list[UnexpectedError] = []
+    unexpected.forward_to(reports.append)
     for line in sys.stdin:
         try:
             said = answer(json.loads(line))
@@ -24,8 +30,14 @@ def main() -> None:
             said = {"problem": f"{error.name or 'torch'} is not installed."}
         except MemoryError:
             said = {"problem": "there is not enough memory."}
-        except Exception as error:
+        except (OSError, Rejected, Fatal) as error:  # the file or the bundle
             said = {"problem": f"the file or the bundle cannot be read ({type(error).__name__})."}
+        except Exception as error:
+            unexpected.report(error)
+            said = {"problem": f"making it failed ({type(error).__name__})."}
+        if reports:  # stderr is discarded: the review logs and counts them
+            said["unexpected"] = list(reports.pop())
+            reports.clear()
         answers.write(json.dumps(said) + "\n")
         answers.flush()
 

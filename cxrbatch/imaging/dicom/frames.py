@@ -30,6 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cxrbatch import unexpected
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.imaging.dicom.stored_bits import StoredBits
 from cxrbatch.imaging.formats.codecs import CodecOutput, decode_j2k, decode_jpeg, decode_rle
@@ -121,8 +122,6 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
         warnings.simplefilter("ignore")
         try:
             samples, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **_AS_DECODED)
-            if not plugin and dataset.BitsAllocated != 1:
-                samples = _fitted(samples, samples.dtype.itemsize * 8)
         except (MemoryError, Rejected):
             raise
         except Exception as error:
@@ -130,6 +129,8 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
             if smaller is not None and smaller.shrunk > 1:
                 return FirstFrame(smaller.samples, smaller.decoder, smaller.suspect, smaller.shrunk)
             raise (_trace.problem or _explain(error)) from error
+        if not plugin and dataset.BitsAllocated != 1:
+            samples = _fitted(samples, samples.dtype.itemsize * 8)
     native = f"pydicom {pydicom.__version__}"
     if _trace.output is None:
         suspect = _has_excess(dataset, samples.nbytes)
@@ -147,6 +148,11 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
         return _decode_frame(src, runner)
     except Rejected as problem:
         _trace.problem = problem
+        raise
+    except (_Smaller, MemoryError):
+        raise
+    except Exception as error:  # damage raises Rejected alone; pydicom would keep only the text of this
+        unexpected.report(error)
         raise
 
 

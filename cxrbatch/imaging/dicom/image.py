@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import ExplicitVRBigEndian
 
 from cxrbatch.deidentify import Identifiers
 from cxrbatch.errors import ReasonCode, Rejected
@@ -44,10 +45,10 @@ def read_dicom_image(
         bits_stored = 32
     elif PIXEL_KEYWORDS[2] in dataset:
         bits_stored = 64
-    little_endian = syntax.is_little_endian
+    little_endian = syntax != ExplicitVRBigEndian  # the property of a UID raises for one that is no transfer syntax
     frame = decode_first_frame(dataset, syntax, shrink_factor(rows, columns, specs))
     photometric = text(dataset, "PhotometricInterpretation")
-    samples, scale = _seen(frame, dataset, photometric, bits_stored, bool(little_endian))
+    samples, scale = _seen(frame, dataset, photometric, bits_stored, little_endian)
     seen = {
         "multi_frame": frames > 1,
         "decoder_warning": frame.suspect,
