@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -340,6 +341,12 @@ def test_a_blinded_reader_gets_the_same_bytes_whatever_the_model_said(tmp_path: 
         assert one == two
     joined = "\n".join(traffic[0])
     assert not re.search(r"0\.3[1234]\b|image_[0-3]\.", joined)
+
+
+def test_a_round_can_be_drawn_by_every_filter_of_the_list(app_and_store: tuple[Any, Store]) -> None:
+    page = Client(app_and_store[0], "chief").get("/rounds").text
+    wanted = {each.name for each in dataclasses.fields(Filters)} - {"sort", "disagreement"}
+    assert wanted <= set(re.findall(r'name="(\w+)"', page))
 
 
 def test_the_proxy_says_who_reads_whatever_cookie_the_browser_has(tmp_path: Path, decoder: ImageDecoder) -> None:

@@ -13,7 +13,7 @@ from cxrbatch.imaging.limits import Limits
 from cxrbatch.settings import SendTo, Settings
 from cxrbatch.store import Backoff, RetryPolicy, Store
 from cxrbatch.store.outbox import Answer, Outbox, OutboxItem
-from cxrbatch.store.outbox_schema import OutboxState
+from cxrbatch.store.outbox_schema import SUPERSEDED, OutboxState
 from cxrbatch.store.reported import Selection
 
 __all__ = ["Round", "Sender", "destination_of", "limits_of", "selection_of", "sender_of"]
@@ -75,7 +75,7 @@ class Sender:
 
     def _attempt(self, item: OutboxItem, result: Round) -> Answer:
         if item.reported is None:
-            return Answer(OutboxState.DROPPED, "superseded")
+            return Answer(OutboxState.DROPPED, SUPERSEDED)
         kind = "sc" if item.kind == "sc" else "sr"
         try:
             made = make_objects(item.reported, [kind], self.limits, self.explain)[0]  # type: ignore[list-item]

@@ -18,7 +18,7 @@ from cxrbatch.review.filters import as_query, filters_of
 from cxrbatch.review.image_state import blinded_state, open_state
 from cxrbatch.review.images import signed
 from cxrbatch.review.state import State, state_of
-from cxrbatch.review.work_list import known_labels
+from cxrbatch.review.work_list import FLAGS, REASONS, known_labels
 from cxrbatch.store.connection import connect
 from cxrbatch.store.review_images import in_round, is_hidden, newest_cascade, review_image, write_audit
 from cxrbatch.store.rounds import (
@@ -55,6 +55,8 @@ def rounds_page(request: Request, session: LoggedIn) -> Response:
         "rounds": found,
         "readers": [user.name for user in list_users(state.store) if not user.disabled] or [session.user_name],
         "labels": labels,
+        "reasons": REASONS,
+        "flags": FLAGS,
         "decisions": list(Decision),
         "seed": secrets.randbelow(10**6),
     }
