@@ -20,7 +20,8 @@ from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover
-from cxrbatch.ops.cluster import Job, check_cluster_settings, connected, distribute
+from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
+from cxrbatch.ops.cluster_runner import Job
 from cxrbatch.ops.scan import Exports, run_scan
 from cxrbatch.ops.setup import begin_run
 from cxrbatch.pipeline import Counts

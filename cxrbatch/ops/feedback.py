@@ -159,9 +159,9 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
     from cxrbatch.inference.bundle import load_bundle
     from cxrbatch.training import metrics
     from cxrbatch.training.bundle_writer import change_bundle, change_stage
-    from cxrbatch.training.calibrate import COVERAGE, abnormal_block, review_thresholds, rounded_down
     from cxrbatch.training.conformal import class_thresholds
     from cxrbatch.training.scores import probabilities_of
+    from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down
 
     loaded = load_bundle(bundle)
     stage = loaded.disease

@@ -24,7 +24,8 @@ from cxrbatch.intake.discover import Wanted, count_names, discover, roots_of
 from cxrbatch.intake.path_set import PathHashSet
 from cxrbatch.intake.remote import is_remote
 from cxrbatch.mounts import mount_points_below
-from cxrbatch.ops.cluster import Job, check_cluster_settings, connected, distribute
+from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
+from cxrbatch.ops.cluster_runner import Job
 from cxrbatch.ops.key_file import identifiers_of
 from cxrbatch.ops.progress import ScanSummary, print_summary, progress_bar
 from cxrbatch.ops.setup import begin_run, stopping, wanted_of

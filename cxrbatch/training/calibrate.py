@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from cxrbatch.training.augment import StyleAugmentation
 from cxrbatch.training.bundle_writer import change_bundle, change_stage, shift_logits
 from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.class_bias import balanced_bias
-from cxrbatch.training.conformal import class_thresholds, operating_point, source_weights
+from cxrbatch.training.conformal import class_thresholds, source_weights
 from cxrbatch.training.datasets import (
     ImageFolder,
     LabelledImage,
@@ -41,15 +40,14 @@ from cxrbatch.training.datasets import (
 )
 from cxrbatch.training.reference import reference_block
 from cxrbatch.training.scores import Scores, assess_each, probabilities_of, score_images, targets_of
+from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down
 from cxrbatch.types import Decision, ModelInputSpec
 
-__all__ = ["COVERAGE", "abnormal_block", "calibrate", "feature_statistics", "review_thresholds", "rounded_down"]
+__all__ = ["calibrate", "feature_statistics"]
 
 _MOST_FEATURES = 2500  # images whose features describe the training data: enough for a few hundred directions
 _DIRECTIONS = 256
 _IMAGES_A_DIRECTION = 8  # fewer and a direction's variance is that of a handful of images
-COVERAGE = 0.9  # of the label sets
-_SENSITIVITIES = (0.9, 0.95, 0.99)  # of `abnormal_probability`, at its operating points
 _RESTYLED_LOOK = 0.7  # twice the training's: other hospitals are further away than that
 
 
@@ -221,32 +219,6 @@ def _right_answers(scores: Scores, bundle: Bundle) -> NDArray[np.bool_]:
     return right
 
 
-def rounded_down(threshold: float) -> float:
-    return float(np.floor(threshold * 1e4) / 1e4)
-
-
-def abnormal_block(
-    classes: Sequence[str],
-    p: NDArray[np.float64],
-    y: NDArray[np.int64],
-    sources: list[str],
-    other: NDArray[np.float64] | None = None,
-) -> dict[str, Any]:
-    """Operating points of `abnormal_probability`; nothing where no class is NORMAL."""
-    normal = next((c for c, name in enumerate(classes) if name.upper() == "NORMAL"), None)
-    if normal is None:
-        return {}
-    weights = source_weights(y, sources)
-    abnormal = 1 - p[:, normal] if other is None else 1 - p[:, normal] * (1 - other)
-    points = []
-    for sensitivity in _SENSITIVITIES:
-        threshold, specificity = operating_point(abnormal, y != normal, weights, sensitivity)
-        points.append(
-            {"sensitivity": sensitivity, "specificity": round(specificity, 4), "threshold": rounded_down(threshold)}
-        )
-    return {"abnormal": {"operating_points": points, "chosen_on": "validation, every source of a class alike"}}
-
-
 def _restyled(
     stage: ModelSpec, engine: InferenceEngine, images: Sequence[LabelledImage], seed: int = 11
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -293,17 +265,3 @@ def _sureness(stage: ModelSpec, p: NDArray[np.float64], other: NDArray[np.float6
     if other is not None and normal is not None:
         sureness = np.where(p.argmax(1) == normal, sureness * (1 - other), sureness)
     return sureness
-
-
-def review_thresholds(
-    confidence: NDArray[np.float64], distance: NDArray[np.float64], review_share: float, unfamiliar_share: float
-) -> tuple[float, float]:
-    """(confidence below which, distance above which) images go to review, together `review_share` of them.
-
-    What goes to review for its quality flags comes on top: a set full of flagged images must not leave the models
-    without a threshold.
-    """
-    far = float(np.quantile(distance, 1 - unfamiliar_share))
-    spare = int(review_share * len(confidence)) - int((distance > far).sum())
-    near = np.sort(confidence[distance <= far])
-    return float(near[min(max(spare, 0), len(near) - 1)]), far

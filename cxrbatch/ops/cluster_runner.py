@@ -1,0 +1,122 @@
+"""One node's share of a scan with `--ray`: what a Runner is told, does, and says (ops/cluster.py places it)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from cxrbatch import __version__, pipeline
+from cxrbatch.deidentify import Identifiers
+from cxrbatch.errors import Fatal, StoreDown
+from cxrbatch.inference.bundle import Bundle, load_bundle
+from cxrbatch.inference.engines import open_engine
+from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.intake.watcher import claims
+from cxrbatch.pipeline import Context, Counts, Sink
+from cxrbatch.settings import Settings, without_password
+from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Run, Store
+
+__all__ = ["Job", "Runner", "Status", "job_queue_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a Runner needs to know. Goes to the nodes by Ray, with the database's password and the key of hashes."""
+
+    settings: Settings
+    identifiers: Identifiers
+    roots: tuple[str, ...]
+    run: Run
+    bundle_key: str
+    version: str = __version__  # of cxrbatch
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a Runner says of itself."""
+
+    counts: Counts
+    finished: bool
+    error: str = ""  # a sentence; the runner has ended
+
+
+class Runner:
+    """One node's share: claims files, decodes, scores and records them until it is told to finish. A Ray actor."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._stop, self._drained = threading.Event(), threading.Event()
+        self._counts, self._error = Counts(), ""
+        self._thread = threading.Thread(target=self._run, name="runner")
+        self._thread.start()
+
+    def status(self) -> Status:
+        return Status(self._counts, not self._thread.is_alive(), self._error)
+
+    def finish(self, *, now: bool) -> None:
+        """Nothing more will come (end when nothing is left to claim), or `now`: end with what is in hand."""
+        (self._stop if now else self._drained).set()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except StoreDown:
+            pass  # only when stopped: what was in hand is claimed again once its lease has run out
+        except Fatal as error:
+            self._error = str(error)
+        except BaseException as error:
+            self._error = f"The runner failed ({type(error).__name__}: {without_password(str(error))[:300]})."
+
+    def _work(self) -> None:
+        job, settings = self._job, self._job.settings
+        bundle = load_bundle(settings.cascade)
+        if bundle.key(settings.exact) != job.bundle_key:
+            raise Fatal(f"The bundle {settings.cascade} is another one here: install the same files on every node.")
+        if job.version != __version__:
+            raise Fatal(f"cxrbatch {__version__} is installed here, not {job.version}: install the same on every node.")
+        retry = RetryPolicy(forever=True, stop=self._stop)
+        with retry(partial(Store.open, settings.db, may_create=False)) as store:
+            job_queue = job_queue_of(store, job.run, settings)
+            ended = threading.Event()
+            renewing = threading.Thread(target=_renew, args=(job_queue, ended), daemon=True)
+            renewing.start()
+            work_available = threading.Event()
+            most = 2 * (settings.batch_size or 8) + 2 * (settings.workers or os.cpu_count() or 1)
+            claimed = claims(
+                job_queue,
+                lambda: job.roots,
+                most,
+                retry=retry,
+                work_available=work_available,
+                enough=self._drained.is_set,
+            )
+            context = Context(settings, bundle, job.identifiers, job.roots, self._counts, retry=retry)
+            try:
+                pipeline.run(claimed, context, partial(_start, settings, bundle, job_queue))
+            finally:
+                ended.set()
+                with suppress(StoreDown):
+                    job_queue.release()
+
+
+def job_queue_of(store: Store, run: Run, settings: Settings) -> JobQueue:
+    """The job queue of a run, for this process."""
+    backoff = Backoff(settings.retry_first_s, settings.retry_most_s, settings.truncated_tries)
+    owner = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+    return JobQueue(store, run, owner, settings.lease_s, backoff)
+
+
+def _start(settings: Settings, bundle: Bundle, job_queue: JobQueue) -> tuple[InferenceEngine, Sink]:
+    engine = open_engine(settings.engine, settings.device, bundle)
+    return engine, Sink(job_queue.store, job_queue.run.cascade_id, job_queue.record)
+
+
+def _renew(job_queue: JobQueue, ended: threading.Event) -> None:
+    while not ended.wait(job_queue.lease_s / 3):
+        with suppress(StoreDown):
+            job_queue.renew()
