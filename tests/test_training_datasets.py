@@ -12,7 +12,6 @@ from PIL import Image
 from cxrbatch.errors import Fatal
 from cxrbatch.training.datasets import (
     LabelledImage,
-    balanced_weights,
     data_digest,
     find_folders,
     grouped_split,
@@ -23,6 +22,7 @@ from cxrbatch.training.datasets import (
 )
 from cxrbatch.training.preparation import prepare
 from cxrbatch.training.recipes import load_recipe
+from cxrbatch.training.sampling import balanced_weights
 from training_images import make_folder, write_recipe
 
 

@@ -15,7 +15,7 @@ def _descend(target: list[float], smoothing: float, start: list[float]) -> torch
     optimiser = torch.optim.Adam([logits], 0.1)
     for _ in range(400):
         optimiser.zero_grad()
-        loss_of(logits, torch.tensor([target]), torch.tensor([smoothing]), gate=False).backward()
+        loss_of(logits, torch.tensor([target]), torch.tensor([smoothing]), binary=False).backward()
         optimiser.step()
     return logits.detach().softmax(1)[0]
 
@@ -23,7 +23,7 @@ def _descend(target: list[float], smoothing: float, start: list[float]) -> torch
 def test_a_whole_label_is_cross_entropy() -> None:
     logits, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     for smoothing in (0.0, 0.1):
-        ours = loss_of(logits, functional.one_hot(y, 4).float(), torch.full((5,), smoothing), gate=False)
+        ours = loss_of(logits, functional.one_hot(y, 4).float(), torch.full((5,), smoothing), binary=False)
         torch.testing.assert_close(ours, functional.cross_entropy(logits, y, label_smoothing=smoothing))
 
 
@@ -42,8 +42,8 @@ def test_none_of_the_classes_asks_for_all_alike() -> None:
 def test_a_mixed_batch_is_the_mean_of_both_losses() -> None:
     logits, targets, smoothing = torch.randn(3, 4), torch.eye(4)[:3], torch.tensor([0.0, 0.1, 0.5])
     other = torch.tensor([2, 0, 1])
-    found = mixed_loss(logits, targets, smoothing, other, 0.7, gate=False)
-    own, mixed = (loss_of(logits, targets[i], smoothing[i], gate=False) for i in (torch.arange(3), other))
+    found = mixed_loss(logits, targets, smoothing, other, 0.7, binary=False)
+    own, mixed = (loss_of(logits, targets[i], smoothing[i], binary=False) for i in (torch.arange(3), other))
     torch.testing.assert_close(found, 0.7 * own + 0.3 * mixed)
 
 
@@ -51,5 +51,5 @@ def test_the_answers_of_a_gate() -> None:
     two = torch.tensor([[-1.0, 5.0], [1.0, 1.0], [1.0, -1.0]])
     assert guess_of(two, gate=True).tolist() == [0, 1, 2]
     assert guess_of(two[:, :1], gate=True).tolist() == [0, 1, 1]
-    right = loss_of(two * 9, torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), torch.zeros(3), gate=True)
+    right = loss_of(two * 9, torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), torch.zeros(3), binary=True)
     assert right < 0.01

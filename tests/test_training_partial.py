@@ -11,11 +11,11 @@ import torch
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.training import optimisation
-from cxrbatch.training.datasets import balanced_weights
 from cxrbatch.training.fit import train
 from cxrbatch.training.optimisation import training_device
 from cxrbatch.training.preparation import Prepared, prepare
 from cxrbatch.training.recipes import load_recipe
+from cxrbatch.training.sampling import balanced_weights
 from training_images import make_folder, write_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,10 +15,10 @@ def test_all_shipped_recipes_load() -> None:
         "best-alveoli",
         "best-covid3",
         "best-disease",
-        "best-disease-continued",
         "best-gate",
         "covid3",
         "disease",
+        "findings",
         "gate",
         "pretrain-v3",
     ]

@@ -35,6 +35,10 @@ def train(
         Path | None,
         typer.Option(help="A CSV whose column `path` (relative to --data) names training images to leave out."),
     ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="First weights instead of the recipe's: a safetensors file, imagenet, bundle:NAME or none."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto (a CUDA GPU where there is one), cpu or cuda")] = "auto",
 ) -> None:
     """Train one stage of a bundle by a recipe."""
@@ -42,7 +46,7 @@ def train(
 
     train(
         recipe, data, out, limit=limit, epochs=epochs, resume=resume, without_sources=without_source or (),
-        without_files=without_files, device=device,
+        without_files=without_files, pretrained=pretrained, device=device,
     )  # fmt: skip
 
 

@@ -95,8 +95,8 @@ def _download(architecture: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = _DOWNLOADS[architecture](weights="IMAGENET1K_V1").state_dict()
     except OSError as error:
         raise Fatal(
-            f"The ImageNet weights of {architecture} can't be downloaded ({type(error).__name__}); set `pretrained` "
-            'in the recipe to a safetensors file, or to "none".'
+            f"The ImageNet weights of {architecture} can't be downloaded ({type(error).__name__}); give "
+            "--pretrained a safetensors file, bundle:default, or none."
         ) from None
     return state
 

@@ -27,7 +27,6 @@ __all__ = [
     "SPLITS",
     "ImageFolder",
     "LabelledImage",
-    "balanced_weights",
     "data_digest",
     "find_folders",
     "grouped_split",
@@ -266,31 +265,6 @@ def grouped_split(
         count += sizes[name]
     held = [image for image in images if (image.group or str(image.path)) in chosen]
     return [image for image in images if (image.group or str(image.path)) not in chosen], held
-
-
-def balanced_weights(
-    labels: Sequence[int],
-    sources: Sequence[str],
-    source_power: float = 0.5,
-    class_shares: NDArray[np.float64] | None = None,
-    factors: Sequence[float] | None = None,
-) -> NDArray[np.float64]:
-    """Chances (n,), summing to 1: in a class each source by its size ** source_power.
-
-    Every class is drawn alike, or by its share in `class_shares` (classes,). `factors` (n,) raise or lower an image's
-    chance within its class.
-    """
-    keys = list(zip(labels, sources, strict=True))
-    sizes = Counter(keys)
-    weights = np.array([sizes[key] ** (source_power - 1) for key in keys], np.float64)
-    if factors is not None:
-        weights *= np.asarray(factors)
-    classes = np.asarray(labels)
-    weights /= np.bincount(classes, weights)[classes]
-    if class_shares is not None:
-        weights *= class_shares[classes]
-    balanced: NDArray[np.float64] = weights / weights.sum()
-    return balanced
 
 
 def data_digest(images: Sequence[LabelledImage]) -> str:

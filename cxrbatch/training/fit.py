@@ -9,12 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import SubsetRandomSampler
 
 from cxrbatch.allocator import keep_freed_memory
 from cxrbatch.errors import Fatal
@@ -24,13 +22,14 @@ from cxrbatch.training.backbones import freeze, split_other, start_network
 from cxrbatch.training.batches import EpochImages, batches, fixed_batches, on_grid
 from cxrbatch.training.bundle_writer import ModelDraft, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from cxrbatch.training.datasets import LabelledImage, balanced_weights, listed_paths
+from cxrbatch.training.datasets import listed_paths
 from cxrbatch.training.losses import guess_of, loss_of, mixed_loss, mixup
 from cxrbatch.training.mixstyle import mixstyle
 from cxrbatch.training.optimisation import make_optimiser, move_average, training_device
 from cxrbatch.training.preparation import Prepared, prepare
 from cxrbatch.training.progress import Show
 from cxrbatch.training.recipes import Phase, Recipe, load_recipe
+from cxrbatch.training.sampling import epoch_order
 from cxrbatch.training.schedules import learning_rate_of, watch_plateau
 
 __all__ = ["train"]
@@ -50,15 +49,17 @@ def train(
     resume: bool = True,
     without_sources: Sequence[str] = (),
     without_files: Path | None = None,
+    pretrained: str | None = None,
     device: str = "auto",
 ) -> None:
     """Train by a recipe (a shipped name or a TOML file) on the labelled images in `data`, into the bundle `out`.
 
     `limit` keeps about so many images of each split and `epochs` is the most of each phase: for trying out.
     `without_sources` leaves hospitals' images out of training, for leave-one-source-out; `without_files` those that a
-    CSV names, because their labels are known to be wrong. A run that was killed goes on after its last whole epoch,
-    unless `resume` is False. `device` is "auto" (a CUDA GPU where there is one), "cpu" or "cuda". `out`/training holds
-    the metrics (JSONL), curves and class grid (PNG), the list of unreadable files and the checkpoint.
+    CSV names, because their labels are known to be wrong. `pretrained` goes before the recipe's. A run that was killed
+    goes on after its last whole epoch, unless `resume` is False. `device` is "auto" (a CUDA GPU where there is one),
+    "cpu" or "cuda". `out`/training holds the metrics (JSONL), curves and class grid (PNG), the list of unreadable files
+    and the checkpoint. A recipe of findings writes `out`/findings.safetensors and no bundle.
     Raises Fatal: see `load_recipe` and `prepare`; or when the loss is no longer a number.
     """
     on = training_device(device)
@@ -66,6 +67,8 @@ def train(
     plan = load_recipe(recipe)
     if epochs is not None:
         plan = replace(plan, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in plan.phases))
+    if pretrained is not None:
+        plan = replace(plan, pretrained=pretrained)
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
     images = prepare(plan, data, limit, without_sources, without_files)
@@ -77,6 +80,9 @@ def train(
         plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
     run = _Run(plan, images, work, resume, on)
     run.finish()
+    if plan.role == "findings":
+        save_file(run.best_state(), out / "findings.safetensors")
+        return
     normal = run.mean.flatten().tolist(), run.std.flatten().tolist()
     state, other = split_other(run.best_state(), len(images.classes)) if plan.other else (run.best_state(), None)
     draft = ModelDraft(
@@ -96,6 +102,7 @@ def train(
             "images": {"train": len(images.train), "val": len(images.val)},
             "epochs": run.progress.epoch,
             "kept_epoch": run.progress.best_epoch if plan.keep == "best" else run.progress.epoch - 1,
+            "pretrained": plan.pretrained,
             "limit": limit,
             "without_sources": list(without_sources),
             "without_files": 0 if without_files is None else len(listed_paths(without_files)),
@@ -121,7 +128,9 @@ class _Run:
         self.averaged = copy.deepcopy(self.net)
         self.best = copy.deepcopy(self.net)
         self.mean, self.std = _normalisation(recipe, images)
-        self.progress = Progress(recipe.sha256, images.data_sha256, [phase.epochs for phase in recipe.phases])
+        self.progress = Progress(
+            recipe.sha256, images.data_sha256, recipe.pretrained, [phase.epochs for phase in recipe.phases]
+        )
         self.checkpoint = work / f"{recipe.role}-checkpoint.safetensors"
         self._saved: dict[str, Tensor] | None = None
         if resume and self.checkpoint.is_file():
@@ -130,7 +139,7 @@ class _Run:
                 self.progress, self._saved = found, tensors
                 restore(tensors, self._networks(), None)
             else:
-                print(f"{self.checkpoint} is of another recipe, other images or other --epochs: training starts anew.")
+                print(f"{self.checkpoint} is of another recipe, images, --pretrained, --epochs: training starts anew.")
 
     def _networks(self) -> dict[str, nn.Module]:
         return {"net": self.net, "averaged": self.averaged, "best": self.best}
@@ -196,14 +205,14 @@ class _Run:
         """Train one epoch; returns (mean loss, accuracy, last rate). Raises Fatal if the loss is not finite."""
         recipe = self.recipe
         spec = replace(recipe.model_input, size=phase.size or recipe.model_input.size)
-        order = _order(recipe, phase, self.images, epoch)
+        order = epoch_order(recipe, phase, self.images, epoch)
         images = EpochImages(
             self.images.train_arrays, self.images.train_labels, order, spec, recipe.augmentation, (recipe.seed, epoch)
         )
         steps = math.ceil(len(order) / recipe.batch)
         self.net.train()
         freeze(self.net, phase.frozen)
-        losses, right, learning_rate, seen = 0.0, 0, 0.0, 0
+        losses, right, learning_rate, seen = 0.0, 0.0, 0.0, 0
         base = phase.learning_rate or recipe.optimiser.learning_rate
         for step, (model_inputs, labels) in enumerate(batches(images, recipe.batch)):
             learning_rate = learning_rate_of(
@@ -218,7 +227,7 @@ class _Run:
             with mixstyle(self.net, recipe.mixstyle), self._precision():
                 logits, _ = self.net(x)
             logits, labels = logits.float(), labels.to(self.device)
-            loss = mixed_loss(logits, targets, smoothing, other.to(self.device), share, gate=recipe.role == "gate")
+            loss = mixed_loss(logits, targets, smoothing, other.to(self.device), share, binary=recipe.binary)
             if not torch.isfinite(loss):
                 raise self._diverged(f"loss is {loss.item()} at", epoch)
             optimiser.zero_grad()
@@ -228,10 +237,18 @@ class _Run:
             self.progress.step += 1
             move_average(self.averaged, self.net, recipe.average, self.progress.step)
             losses += loss.item() * len(labels)
-            right += int((guess_of(logits, gate=recipe.role == "gate") == labels).sum())
+            right += self._right(logits, labels)
             seen += len(labels)
             show.step(epoch, step + 1, steps, losses / seen)
         return losses / seen, right / seen, learning_rate
+
+    def _right(self, logits: Tensor, labels: Tensor) -> float:
+        """How many answers are right; of findings, the mean over them."""
+        if self.recipe.role == "findings":
+            asked = self.targets.to(labels.device)[labels]
+            return float(((logits > 0) == (asked > 0)).float().mean(1).sum())
+        known = logits[:, : len(self.images.classes)]  # the other output is no answer
+        return int((guess_of(known, gate=self.recipe.role == "gate") == labels).sum())
 
     def _diverged(self, what: str, epoch: int) -> Fatal:
         return Fatal(
@@ -253,17 +270,16 @@ class _Run:
         net = self._judged().eval()
         spec = replace(self.recipe.model_input, size=phase.size or self.recipe.model_input.size)
         plain = replace(self.recipe.augmentation, kind="none")
-        losses, right, gate = 0.0, 0, self.recipe.role == "gate"
+        losses, right = 0.0, 0.0
         for model_inputs, labels in fixed_batches(
             self.images.val_arrays, self.images.val_labels, spec, self.recipe.batch
         ):
             x = self._normal(on_grid(model_inputs.to(self.device), plain, self.recipe.channels))
             with self._precision():
                 logits = net(x)[0].float().cpu()
-            loss = loss_of(logits, self.targets[labels], torch.zeros(len(labels)), gate=gate)
+            loss = loss_of(logits, self.targets[labels], torch.zeros(len(labels)), binary=self.recipe.binary)
             losses += loss.item() * len(labels)
-            known = logits if gate else logits[:, : len(self.images.classes)]  # the other output is no answer
-            right += int((guess_of(known, gate=gate) == labels).sum())
+            right += self._right(logits, labels)
         return losses / len(self.images.val_labels), right / len(self.images.val_labels)
 
 
@@ -277,21 +293,3 @@ def _normalisation(recipe: Recipe, images: Prepared) -> tuple[Tensor, Tensor]:
         std = max(1e-3, math.sqrt(max(0.0, float(moments[:, 1].mean()) / 255 - mean**2)))
     ones = torch.ones(recipe.channels, 1, 1)
     return ones * mean, ones * std
-
-
-def _order(recipe: Recipe, phase: Phase, images: Prepared, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of the images: a shuffle, or balanced sampling with replacement."""
-    if recipe.sampling == "shuffle":
-        chance = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        return np.fromiter(SubsetRandomSampler(range(len(images.train)), chance), np.int64)
-    rng = np.random.default_rng([recipe.seed, epoch, 1])
-    power = recipe.source_power if phase.source_power is None else phase.source_power
-    factors = [_factor(f, recipe.source_weights) for f in images.train]
-    chances = balanced_weights(images.train_labels, [f.source for f in images.train], power, images.shares, factors)
-    return rng.choice(len(images.train), recipe.samples or len(images.train), p=chances)
-
-
-def _factor(image: LabelledImage, weights: dict[str, float]) -> float:
-    """The product of the recipe's [source_weights] that name the image."""
-    name = f"{image.label}/{image.source}"
-    return math.prod(factor for part, factor in weights.items() if part in name)

@@ -24,23 +24,24 @@ def mixup(x: Tensor, beta: float) -> tuple[Tensor, Tensor, float]:
 
 
 def mixed_loss(
-    logits: Tensor, targets: Tensor, smoothing: Tensor, other: Tensor, share: float, *, gate: bool
+    logits: Tensor, targets: Tensor, smoothing: Tensor, other: Tensor, share: float, *, binary: bool
 ) -> Tensor:
     """The mean loss of a batch after `mixup`; targets (n, outputs) and smoothing (n,) are of the unmixed images."""
-    loss = loss_of(logits, targets, smoothing, gate=gate)
+    loss = loss_of(logits, targets, smoothing, binary=binary)
     if share == 1:
         return loss
-    return share * loss + (1 - share) * loss_of(logits, targets[other], smoothing[other], gate=gate)
+    return share * loss + (1 - share) * loss_of(logits, targets[other], smoothing[other], binary=binary)
 
 
-def loss_of(logits: Tensor, targets: Tensor, smoothing: Tensor, *, gate: bool) -> Tensor:
+def loss_of(logits: Tensor, targets: Tensor, smoothing: Tensor, *, binary: bool) -> Tensor:
     """The mean loss of logits (n, outputs) against targets (n, outputs) of 0 and 1, smoothed by (n,) 0..1.
 
-    Of a gate: binary cross-entropy of each output. Otherwise minus the logarithm of the summed probability of the
-    classes that the target allows (a partial label, Jin and Ghahramani 2002; with one class it is cross-entropy), and
-    by `smoothing` cross-entropy against all classes alike. A target that allows no class asks for that alone.
+    Binary (a gate, findings): binary cross-entropy of each output. Otherwise minus the logarithm of the summed
+    probability of the classes that the target allows (a partial label, Jin and Ghahramani 2002; with one class it is
+    cross-entropy), and by `smoothing` cross-entropy against all classes alike. A target that allows no class asks for
+    that alone.
     """
-    if gate:
+    if binary:
         s = smoothing[:, None]
         each = functional.binary_cross_entropy_with_logits(logits, targets * (1 - 2 * s) + s, reduction="none")
         return each.sum(1).mean()

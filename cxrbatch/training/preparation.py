@@ -72,6 +72,8 @@ def prepare(
     column `path` names training images to exclude.
     Raises Fatal: no images, only one class, a class or a split without an image, an unknown source, an unusable list.
     """
+    if recipe.role == "findings":
+        return _prepare_findings(recipe, data, limit, without_sources, without_files)
     folders = find_folders(data, recipe.data)
     images = [image for folder in folders for image in folder.images]
     wanted = recipe.classes or {name: (name,) for name in sorted({f.label for f in images})}
@@ -92,17 +94,7 @@ def prepare(
         chosen = {f.group for f in grouped_split(whole, recipe.validation_share, recipe.seed)[1]}
         val = [*val, *(f for f in whole if f.group in chosen)]
         train = [f for f in train if f.group not in chosen]
-    for left_out in without_sources:
-        kept = [f for f in train if left_out not in f.source]
-        if len(kept) == len(train):
-            raise Fatal(f"No training image in {data} has a source with '{left_out}' in its name.")
-        train = kept
-    if without_files is not None:
-        named = listed_paths(without_files)
-        kept = [f for f in train if f.path.relative_to(data).as_posix() not in named]
-        if len(kept) == len(train):
-            raise Fatal(f"{without_files} names no training image of {data}; its paths are relative to that folder.")
-        train = kept
+    train = _without(train, data, without_sources, without_files)
     train, val = (_thinned(part, number, limit) for part in (train, val))
     for name, part in (("training", train), ("validation", val)):
         there = Counter(number[f.task, f.label] for f in part)
@@ -128,6 +120,56 @@ def prepare(
         lost + lost_too, held_out, digest,
         *_targets(recipe, classes, complete),
     )  # fmt: skip
+
+
+def _prepare_findings(
+    recipe: Recipe, data: Path, limit: int | None, without_sources: Sequence[str], without_files: Path | None
+) -> Prepared:
+    """Images with any number of findings each: a class number is a combination of findings, and none of them is one."""
+    images = [image for folder in find_folders(data, recipe.data) for image in folder.images if image.split == "train"]
+    number = {key: c for c, key in enumerate(sorted({(f.task, f.label) for f in images}))}
+    targets = np.array(
+        [
+            [any(label_names(*key, spelling) for spelling in spellings) for spellings in recipe.classes.values()]
+            for key in number
+        ],
+        np.float32,
+    )
+    for name, told in zip(recipe.classes, targets.T, strict=True):
+        if told.all() or not told.any():
+            raise Fatal(f"{data} has images with {name} alone or none with it; there is nothing to tell apart.")
+    train, val = grouped_split(images, recipe.validation_share, recipe.seed)
+    train = _without(train, data, without_sources, without_files)
+    train, val = (_thinned(part, number, limit) for part in (train, val))
+    longest = round(recipe.model_input.size * _ROOM)
+    train, train_arrays, lost = read_images(train, longest)
+    val, val_arrays, lost_too = read_images(val, longest)
+    if not (train and val):
+        raise Fatal(f"{data} has no image to learn from or none to validate on.")
+    train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
+    return Prepared(
+        tuple(recipe.classes), tuple(label for _, label in number), train, train_arrays, train_labels,
+        val, val_arrays, val_labels, lost + lost_too, True, data_digest([*train, *val]),
+        targets, np.full(len(number), recipe.label_smoothing, np.float32), np.full(len(number), 1 / len(number)),
+    )  # fmt: skip
+
+
+def _without(
+    train: list[LabelledImage], data: Path, without_sources: Sequence[str], without_files: Path | None
+) -> list[LabelledImage]:
+    """The training images but those of these sources and those that the CSV names."""
+    for left_out in without_sources:
+        kept = [f for f in train if left_out not in f.source]
+        if len(kept) == len(train):
+            raise Fatal(f"No training image in {data} has a source with '{left_out}' in its name.")
+        train = kept
+    if without_files is not None:
+        named = listed_paths(without_files)
+        kept = [f for f in train if f.path.relative_to(data).as_posix() not in named]
+        if len(kept) == len(train):
+            raise Fatal(f"{without_files} names no training image of {data}; its paths are relative to that folder.")
+        train = kept
+    return train
 
 
 def _targets(

@@ -93,7 +93,7 @@ class Recipe:
     """One training run. `data` and `classes` select the folders and map labels to classes."""
 
     name: str
-    role: Literal["gate", "disease"]  # gate: a logit or two and binary cross-entropy; disease: softmax
+    role: Literal["gate", "disease", "findings"]  # gate, findings: binary cross-entropy; disease: softmax
     architecture: Literal["mobilenet_v2", "mobilenet_v3_large"]
     model_input: ModelInputSpec
     optimiser: Optimiser
@@ -122,6 +122,11 @@ class Recipe:
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
     sha256: str = ""  # of the TOML text
+
+    @property
+    def binary(self) -> bool:
+        """Whether each output answers yes or no for itself."""
+        return self.role != "disease"
 
     @property
     def epochs(self) -> int:
@@ -183,6 +188,8 @@ def _contradiction(recipe: Recipe) -> str:
         return "[source_weights] must be above 0 and need balanced sampling"
     if sum(one.share for one in recipe.partial) >= 1:
         return "the shares of [[partial]] leave nothing for the classes"
+    if recipe.role == "findings" and (not recipe.classes or recipe.sampling == "balanced"):
+        return "the role findings needs [classes] and draws its images by a shuffle"
     if recipe.augmentation.scramble and recipe.role != "gate":
         return "augmentation.scramble makes images that are no chest, and only a gate has a class for them"
     if recipe.batch < 2:
