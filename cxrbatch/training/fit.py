@@ -102,7 +102,7 @@ def train(
             "images": {"train": len(images.train), "val": len(images.val)},
             "epochs": run.progress.epoch,
             "kept_epoch": run.progress.best_epoch if plan.keep == "best" else run.progress.epoch - 1,
-            "pretrained": plan.pretrained,
+            "pretrained": Path(plan.pretrained).name,
             "limit": limit,
             "without_sources": list(without_sources),
             "without_files": 0 if without_files is None else len(listed_paths(without_files)),
