@@ -53,9 +53,12 @@ def test_findings_need_classes_and_a_shuffle(tmp_path: Path) -> None:
             load_recipe(write_recipe(tmp_path / "r.toml", *changes))
 
 
-def test_weights_from_findings_start_a_disease_model(data: Path, tmp_path: Path) -> None:
+def test_weights_from_findings_start_a_disease_model(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(write_recipe(tmp_path / "f.toml", *FINDINGS), data, tmp_path / "first")
     weights = tmp_path / "first" / "findings.safetensors"
+    assert str(weights) in capsys.readouterr().out.replace("\n", "")
     assert not (tmp_path / "first" / "manifest.json").exists()
     first = load_file(weights)
     make_folder(tmp_path / "classes")

@@ -82,6 +82,7 @@ def train(
     run.finish()
     if plan.role == "findings":
         save_file(run.best_state(), out / "findings.safetensors")
+        print(f"The weights are in {out / 'findings.safetensors'}: give them to another recipe with --pretrained.")
         return
     normal = run.mean.flatten().tolist(), run.std.flatten().tolist()
     state, other = split_other(run.best_state(), len(images.classes)) if plan.other else (run.best_state(), None)

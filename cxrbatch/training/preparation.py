@@ -137,7 +137,7 @@ def _prepare_findings(
     )
     for name, told in zip(recipe.classes, targets.T, strict=True):
         if told.all() or not told.any():
-            raise Fatal(f"{data} has images with {name} alone or none with it; there is nothing to tell apart.")
+            raise Fatal(f"Every image in {data} has {name}, or none has it: leave it out of the recipe's [classes].")
     train, val = grouped_split(images, recipe.validation_share, recipe.seed)
     train = _without(train, data, without_sources, without_files)
     train, val = (_thinned(part, number, limit) for part in (train, val))
