@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,25 @@ def test_sqlite_is_set_to_keep_what_it_was_given(tmp_path: Path) -> None:
         }
     assert answers == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30000}
     engine.dispose()
+
+
+def _open_each(folder: Path, together: Barrier) -> None:
+    for number in range(100):
+        engine = make_engine(f"sqlite:///{folder / f'{number}.db'}", may_create=True)
+        together.wait()
+        engine.connect().close()
+        engine.dispose()
+
+
+def test_two_programs_may_set_a_new_sqlite_file_to_wal_at_once(tmp_path: Path) -> None:
+    """SQLite refuses one of such a pair at once, in one try of eight."""
+    together = multiprocessing.Barrier(2, timeout=20)
+    programs = [multiprocessing.Process(target=_open_each, args=(tmp_path, together)) for _ in range(2)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join()
+    assert [program.exitcode for program in programs] == [0, 0]
 
 
 def test_a_sqlite_store_on_a_network_mount_gets_a_warning(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ Nothing here prints a password or a value of a row.
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,13 +146,26 @@ def _no_implicit_transactions(connection: sqlite3.Connection, _record: object) -
 def _pragmas(connection: sqlite3.Connection, _record: object) -> None:
     # _begin issues BEGIN: by its own rules, the driver would commit before DDL and begin too late.
     connection.isolation_level = None
+    _set_wal(connection)
     for pragma in (
-        "journal_mode = WAL",
         "synchronous = FULL",  # a commit is on disk when it returns
         "foreign_keys = ON",
         "cache_size = -16384",  # KiB
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _set_wal(connection: sqlite3.Connection) -> None:
+    # When two programs make a new file at once, SQLite refuses one of them immediately instead of waiting.
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.01, 0.05))
 
 
 def _begin(connection: Connection) -> None:
