@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -414,6 +415,13 @@ def test_without_users_the_printed_address_opens_the_review_here(tmp_path: Path)
             make_users(store)
         assert httpx.get(server.address).status_code == 403, "not once somebody can log in"
         assert server.stop() == 0
+
+
+def test_a_browser_may_open_the_address_before_the_server_serves() -> None:
+    from cxrbatch.ops.review import _listening
+
+    with _listening("127.0.0.1", 0) as listener:
+        socket.create_connection(listener.getsockname(), timeout=5).close()
 
 
 def test_the_review_needs_no_torch(tmp_path: Path) -> None:

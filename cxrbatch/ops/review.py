@@ -122,6 +122,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen()  # the address is printed before uvicorn serves: whoever opens it waits, and isn't refused
         except OSError as error:
             raise Fatal(f"The review cannot listen on {host}:{port} ({error.strerror}): name another --port.") from None
         yield listener
