@@ -22,6 +22,7 @@ let clock = null;
 function listSource(query) {
   const suffix = query ? `?${query}` : "";
   return {
+    place: "images",
     first: page.dataset.image,
     api: (key) => `/api/images/${key}${suffix}`,
     url: (key) => `/images/${key}${suffix}`,
@@ -33,6 +34,7 @@ function listSource(query) {
 function roundSource(round) {
   const { part, position } = page.dataset; // "read": positions of this reader; "decide": images
   return {
+    place: `rounds/${round}/${part}`,
     first: position,
     api: (key) => `/api/rounds/${round}/${part}/${key}`,
     url: (key) => `/rounds/${round}/${part}/${key}`,
@@ -66,7 +68,7 @@ function remember(map, key, make) {
   return map.get(key);
 }
 
-const stateOf = (key) => remember(states, key, () => getJson(source.api(key)));
+const stateOf = (key) => remember(states, String(key), () => getJson(source.api(key)));
 
 const bodyOf = (id, size) =>
   remember(bodies, `${id} ${size}`, async () => {
@@ -75,7 +77,8 @@ const bodyOf = (id, size) =>
     return parseBody(await answer.arrayBuffer());
   });
 
-async function open(key, { push = true, message = "" } = {}) {
+async function open(named, { push = true, message = "" } = {}) {
+  const key = String(named); // the page names it as text, the server as a number
   const turn = (showing += 1);
   if (!bodies.size) showMessage("Loading …");
   let state;
@@ -152,7 +155,9 @@ const pending = {
   add: (act) => sessionStorage.setItem("pending", JSON.stringify([...pending.all(), act])),
   done: (id) => sessionStorage.setItem("pending", JSON.stringify(pending.all().filter((act) => act.document.act_id !== id))),
 };
-const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {key, shown, signature}
+const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {place, key, shown, signature}
+const sending = new Set(); // promises of acts that are on their way
+const isHere = (done) => done.place === source.place;
 
 async function send(act) {
   for (const wait of [...RETRIES_MS, 0]) {
@@ -202,32 +207,41 @@ async function act(action, label = null) {
   }
   const made = actOn(state, action, label);
   pending.add(made);
-  doneActs.push({ key: state.key, shown: state.shown, signature: state.signature });
+  const done = { place: source.place, key: state.key, shown: state.shown, signature: state.signature };
+  doneActs.push(done);
   sessionStorage.setItem("acts", JSON.stringify(doneActs.slice(-50)));
   const sent = send(made);
+  sending.add(sent);
   let next = "unread" in state ? (state.unread ?? undefined) : state.next?.[0];
   // This state may be older than the last save: an image that was just read is not the next one.
-  if ("unread" in state && doneActs.some((done) => done.key === next)) next = undefined;
+  if ("unread" in state && doneActs.some((one) => isHere(one) && one.key === String(next))) next = undefined;
   if (next !== undefined) open(next);
+  const turn = showing;
   try {
     const answer = await sent;
     if (answer.others?.length) note(`${state.name}: ${answer.others.join(", ")} has read it too (${answer.status}).`);
     if (next === undefined) {
+      await Promise.allSettled(sending); // what is not saved yet would count as unread
+      if (turn !== showing) return; // the reader has gone elsewhere, or was sent back to what could not be saved
+      states.delete(state.key);
       await open(state.key, { push: false });
       const unread = current?.key === state.key ? (current.unread ?? undefined) : undefined;
       if (unread === undefined) note("That was the last image.");
       else open(unread);
     }
   } catch (error) {
-    doneActs.pop();
+    doneActs.splice(doneActs.indexOf(done), 1);
     states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
     open(state.key, { message: `Not saved: ${error.message}` });
+  } finally {
+    sending.delete(sent);
   }
 }
 
 async function undo() {
-  const last = doneActs.pop() ?? (current?.mine ? current : null);
+  const last = doneActs.findLast(isHere) ?? (current?.mine ? current : null);
   if (!last) return note("There is nothing to undo.");
+  if (doneActs.includes(last)) doneActs.splice(doneActs.indexOf(last), 1);
   sessionStorage.setItem("acts", JSON.stringify(doneActs));
   const made = actOn({ ...last }, "withdraw");
   made.document.comment = "";
