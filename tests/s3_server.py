@@ -41,6 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Proxy
 
     def _pass_on(self) -> None:
+        asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append((self.command, self.path))
         status = self.server.fault(self.command, self.path)
         if status is not None:
@@ -49,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
         try:
-            answer: Any = urlopen(Request(self.server.behind + self.path, headers=headers, method=self.command))
+            answer: Any = urlopen(Request(self.server.behind + self.path, asked or None, headers, method=self.command))
         except HTTPError as error:
             answer = error
         self._answer(answer.status, dict(answer.headers.items()), answer.read())
@@ -75,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.pause_s)
             self.wfile.write(body[half:])
 
-    do_GET = do_HEAD = _pass_on
+    do_GET = do_HEAD = do_POST = _pass_on
 
     def log_message(self, *_: object) -> None:
         pass

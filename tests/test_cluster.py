@@ -43,7 +43,7 @@ def network(s3: str) -> Iterator[Proxy]:
     pytest.importorskip("s3fs", reason="needs the extra 'remote'")
     with before(s3) as made, pytest.MonkeyPatch.context() as patch:
         pointed_at(made.url, patch)
-        remote._file_system.cache_clear()
+        remote._store.cache_clear()
         yield made
 
 

@@ -39,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     pointed_at(proxy.url, monkeypatch)
     monkeypatch.setattr("cxrbatch.ops.scan.open_engine", lambda *_: Arithmetic())
-    remote._file_system.cache_clear()
+    remote._store.cache_clear()
 
 
 @dataclass
@@ -159,7 +159,7 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
     [
         ("s3://no-such-bucket-here/p", None, "There is no bucket s3://no-such-bucket-here; ", 1),
         ("s3://BUCKET", 403, "may not be listed with these credentials; ", 1),
-        ("nonsense://BUCKET", None, "is nothing that fsspec knows; ", 2),
+        ("nonsense://BUCKET", None, "nonsense:// cannot be read; use ", 2),
         ("s3://user:secret@BUCKET/p", None, "must not carry a password: ", 2),
     ],
     ids=["bucket", "credentials", "scheme", "password"],

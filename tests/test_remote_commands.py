@@ -106,18 +106,18 @@ def test_what_a_user_gets_wrong_ends_with_one_sentence_and_exit_1(
     assert not (pipeline.cwd / "s.db").exists(), "nothing was begun"
 
 
-@pytest.mark.parametrize("module", ["fsspec", "s3fs"])
-def test_without_the_extra_it_says_what_to_install(module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scheme", "module"), [("s3", "fsspec"), ("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])
+def test_without_the_extra_it_says_what_to_install(scheme: str, module: str, tmp_path: Path) -> None:
     program = (
         f"import sys; sys.modules[{module!r}] = None\n"
         "from cxrbatch.cli import main\n"
-        "sys.argv = ['cxrbatch', 'scan', 's3://b/p']; main()"
+        f"sys.argv = ['cxrbatch', 'scan', '{scheme}://b/p']; main()"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=os.environ.copy()
     )
     assert (ended.returncode, ended.stderr) == (
         1,
-        "cxrbatch: Reading s3:// needs a library that is not installed: pip install 'cxrbatch[remote]' "
+        f"cxrbatch: Reading {scheme}:// needs a library that is not installed: pip install 'cxrbatch[remote]' "
         "(and gcsfs for gs://, adlfs for az://).\n",
     )

@@ -1,17 +1,20 @@
-"""Objects in a bucket instead of files in a folder: `s3://bucket/prefix`, and whatever else fsspec knows.
+"""Objects in a bucket instead of files in a folder: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
 
-An object comes into being whole, so it never has to stand still first. Its version (ETag) says whether it has changed:
-the time of a change has whole seconds only. What an object store refuses, fails at or is too slow for may heal: such an
-object is tried again. Credentials and endpoints are those of fsspec's libraries (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
+An object comes into being whole, so it never has to stand still first. Its version (ETag, or Google's generation) says
+whether it has changed: the time of a change has whole seconds only. What an object store refuses, fails at or is too
+slow for may heal: such an object is tried again. Credentials and endpoints are those of fsspec's libraries
+(AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_CONNECTION_STRING, ...). Of these libraries only single
+requests are used: their listings are no pages, and gcsfs asks Google about the bucket before each of its own reads.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
 from cxrbatch.imaging.limits import Limits
@@ -21,6 +24,7 @@ __all__ = ["check_remote", "is_remote", "list_objects", "normal_url", "read_obje
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PAGE = 1000  # objects, the most that S3 lists at once
+_ANSWER_S = 30.0  # for the first answer of a bucket; the libraries would retry for minutes
 
 
 def is_remote(path: str) -> bool:
@@ -38,17 +42,13 @@ def normal_url(url: str) -> str:
 
 def check_remote(root: str) -> None:
     """Raises Fatal (one sentence) where nothing can be listed: no such bucket, refused, unreachable, not installed."""
+    scheme, bucket, _ = _parts(root)
     try:
-        file_system = _file_system(root.partition("://")[0])
-        bucket = _inner(root).partition("/")[0]
-        if _is_s3(file_system):
-            file_system.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
-        else:
-            file_system.ls(bucket)
+        _wait(_store(scheme), "page", bucket, "", 1, "", timeout=_ANSWER_S)
     except Fatal:
         raise
     except Exception as error:  # each library has exceptions of its own
-        raise Fatal(_why_not(root, error)) from None
+        raise Fatal(_why_not(scheme, bucket, error)) from None
 
 
 def list_objects(root: str) -> Iterator[FoundFile]:
@@ -57,13 +57,10 @@ def list_objects(root: str) -> Iterator[FoundFile]:
     A listing that fails half-way ends with `root` and a slash, which no object is called, and the problem.
     """
     try:
-        scheme = root.partition("://")[0]
-        file_system = _file_system(scheme)
-        pages = _s3_pages if _is_s3(file_system) else _pages
-        for info in pages(file_system, _inner(root)):
-            yield FoundFile(
-                f"{scheme}://{info['name']}", int(info["size"] or 0), _changed_ns(info), 0, version=_version(info)
-            )
+        scheme, bucket, prefix = _parts(root)
+        for found in _objects(_store(scheme), bucket, prefix):
+            changed_ns = int(found.changed.timestamp()) * 10**9
+            yield FoundFile(f"{scheme}://{bucket}/{found.key}", found.size, changed_ns, 0, version=found.version)
     except GeneratorExit:
         raise
     except Fatal:
@@ -80,108 +77,175 @@ def read_object(file: FoundFile, limits: Limits) -> bytes:
     if not file.size:
         return b""
     try:
-        file_system = _file_system(file.path.partition("://")[0])
-        if _is_s3(file_system):
-            return _s3_read(file_system, file)
-        data: bytes = file_system.cat_file(_inner(file.path), start=0, end=file.size + 1)
-        changed = len(data) != file.size or _version(file_system.info(_inner(file.path))) != file.version
+        scheme, bucket, key = _parts(file.path)
+        data: bytes = _wait(_store(scheme), "read", bucket, key, file.version, file.size + 1)
+        if len(data) > file.size:
+            raise _changed()
+        if len(data) < file.size:
+            raise OSError("the answer ended early")
     except Exception as error:
         raise _problem(error) from None
-    if changed:
-        raise _changed()
     return data
 
 
-def _s3_read(file_system: Any, file: FoundFile) -> bytes:
-    """One GET that S3 refuses where the object is another one by now; no more than one byte too many is taken."""
-    bucket, _, key = _inner(file.path).partition("/")
-    condition = {"IfMatch": f'"{file.version}"'} if file.version else {}
-    with _Body(file_system, file_system.call_s3("get_object", Bucket=bucket, Key=key, **condition)) as body:
-        data = body.read(file.size + 1)
-    if len(data) > file.size:
-        raise _changed()
-    if len(data) < file.size:
-        raise OSError("the answer ended early")
-    return data
+class _Object(NamedTuple):
+    key: str
+    size: int
+    changed: datetime
+    version: str
 
 
-class _Body:
-    """The stream of a GET, read in blocks from the thread that asks."""
+class _Store(Protocol):
+    """What is asked of each store. Its methods run in the thread of fsspec's event loop."""
 
-    def __init__(self, file_system: Any, answer: Any) -> None:
-        self._loop, self._stream = file_system.loop, answer["Body"]
+    files: Any  # fsspec's file system
 
-    def __enter__(self) -> _Body:
-        return self
+    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
+        """The next objects whose keys begin with `prefix`, and the token for those after them, empty at the end."""
+        ...
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
+    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
+        """At most `most` bytes from the start of an object. Fails where it is another version by now."""
+        ...
 
-    def read(self, most: int) -> bytes:
-        from fsspec.asyn import sync
 
-        data = bytearray()
-        while len(data) < most and (block := sync(self._loop, self._stream.read, min(2**20, most - len(data)))):
-            data += block
+class _S3:
+    def __init__(self) -> None:
+        self.files = _file_system("s3")
+
+    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
+        more = {"ContinuationToken": after} if after else {}
+        page = await self.files._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=most, **more)
+        entries = page.get("Contents", ())
+        found = [_Object(one["Key"], one["Size"], one["LastModified"], one["ETag"].strip('"')) for one in entries]
+        return found, page["NextContinuationToken"] if page.get("IsTruncated") else ""
+
+    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
+        condition = {"IfMatch": f'"{version}"'} if version else {}
+        stream = (await self.files._call_s3("get_object", Bucket=bucket, Key=key, **condition))["Body"]
+        try:
+            data = bytearray()
+            while len(data) < most and (block := await stream.read(min(2**20, most - len(data)))):
+                data += block
+        finally:
+            stream.close()
         return bytes(data)
 
 
-def _s3_pages(file_system: Any, inner: str) -> Iterator[dict[str, Any]]:
-    bucket, _, prefix = inner.partition("/")
-    for start in [prefix, prefix + "/"] if prefix else [""]:  # an object of this very name, and what lies below it
-        more: dict[str, Any] = {}
-        while True:
-            most = 1 if start and not start.endswith("/") else _PAGE
-            page = file_system.call_s3("list_objects_v2", Bucket=bucket, Prefix=start, MaxKeys=most, **more)
-            for entry in page.get("Contents", ()):
-                exact = start.endswith("/") or not start or entry["Key"] == start
-                if exact and not entry["Key"].endswith("/"):  # S3's consoles keep folders as empty objects
-                    yield {"name": f"{bucket}/{entry['Key']}", "size": entry["Size"], **entry}
-            if not page.get("IsTruncated") or most == 1:
-                break
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+class _Google:
+    def __init__(self) -> None:
+        self.files = _file_system("gs")
+        self.files.credentials.maybe_refresh()  # gcsfs would try refused credentials for half a minute
+
+    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
+        asked = {
+            "prefix": prefix or None,
+            "maxResults": most,
+            "pageToken": after or None,
+            "fields": "nextPageToken,items(name,size,timeCreated,generation)",
+        }
+        page = await self.files._call("GET", "b/{}/o", bucket, json_out=True, **asked)
+        found = [
+            _Object(one["name"], int(one["size"]), datetime.fromisoformat(one["timeCreated"]), str(one["generation"]))
+            for one in page.get("items", ())
+        ]
+        return found, page.get("nextPageToken", "")
+
+    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
+        asked = {"Range": f"bytes=0-{most - 1}"}
+        headers, data = await self.files._call("GET", self.files.url(f"{bucket}/{key}"), headers=asked)
+        if headers.get("X-Goog-Generation") != version:
+            raise _changed()
+        return bytes(data)
 
 
-def _pages(file_system: Any, inner: str) -> Iterator[dict[str, Any]]:
-    """A folder at a time, for object stores that fsspec has no pages of."""
-    if file_system.isfile(inner):
-        yield file_system.info(inner)
-        return
-    for _, _, found in file_system.walk(inner, detail=True, on_error="raise"):
-        yield from (info for info in found.values() if info["type"] == "file")
+class _Azure:
+    def __init__(self) -> None:
+        try:
+            self.files = _file_system("az")
+        except ValueError:
+            names = "AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_ACCOUNT_NAME"
+            raise Fatal(f"az:// needs a storage account; check {names}.") from None
+
+    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
+        container = self.files.service_client.get_container_client(bucket)
+        # One retry: the first of Azure's comes after 15 seconds.
+        asked = {"include": ["metadata"], "results_per_page": most, "retry_total": 1}
+        pages = container.list_blobs(name_starts_with=prefix or None, **asked).by_page(after or None)
+        found = [
+            _Object(one.name, one.size, one.last_modified, one.etag.strip('"'))
+            async for one in await anext(pages)
+            if not any(name.lower() == "hdi_isfolder" for name in one.metadata or ())  # a folder with a name of its own
+        ]
+        return found, pages.continuation_token or ""
+
+    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
+        from azure.core import MatchConditions
+
+        blob = self.files.service_client.get_blob_client(bucket, key)
+        condition = {"etag": f'"{version}"', "match_condition": MatchConditions.IfNotModified}
+        return bytes(await (await blob.download_blob(0, most, **condition)).readall())
+
+
+_STORES: dict[str, type[_Store]] = {"s3": _S3, "gs": _Google, "az": _Azure}
+_CREDENTIALS = {
+    "s3": "AWS_PROFILE, AWS_ACCESS_KEY_ID",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY",
+}
+_ENDPOINT = {
+    "s3": "the endpoint (AWS_ENDPOINT_URL)",
+    "gs": "the endpoint (STORAGE_EMULATOR_HOST)",
+    "az": "the account (AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_NAME)",
+}
 
 
 @cache
-def _file_system(scheme: str) -> Any:
+def _store(scheme: str) -> _Store:
     try:
-        import fsspec
-
-        return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+        return _STORES[scheme]()
+    except KeyError:
+        raise Fatal(f"{scheme}:// cannot be read; use s3://, gs:// or az://.", ExitCode.USAGE) from None
     except ImportError:
         raise Fatal(
             f"Reading {scheme}:// needs a library that is not installed: pip install 'cxrbatch[remote]' "
             "(and gcsfs for gs://, adlfs for az://)."
         ) from None
-    except ValueError:
-        raise Fatal(f"{scheme}:// is nothing that fsspec knows; use s3://, gs:// or az://.", ExitCode.USAGE) from None
 
 
-def _is_s3(file_system: Any) -> bool:
-    return hasattr(file_system, "call_s3")
+def _file_system(scheme: str) -> Any:
+    import fsspec
+
+    for name in ("gcsfs", "google", "adlfs", "azure"):  # with no handler, their warnings and traces go to stderr
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
 
 
-def _inner(url: str) -> str:
-    return url.partition("://")[2]
+def _wait(store: _Store, method: str, *args: object, timeout: float | None = None) -> Any:
+    from fsspec.asyn import sync
+
+    return sync(store.files.loop, getattr(store, method), *args, timeout=timeout)
 
 
-def _version(info: dict[str, Any]) -> str:
-    found = next((info[name] for name in ("ETag", "etag", "generation", "md5Hash", "created") if info.get(name)), "")
-    return str(found).strip('"')
+def _objects(store: _Store, bucket: str, prefix: str) -> Iterator[_Object]:
+    for start in [prefix, prefix + "/"] if prefix else [""]:  # an object of this very name, and what lies below it
+        most = 1 if start and not start.endswith("/") else _PAGE
+        after = ""
+        while True:
+            page, after = _wait(store, "page", bucket, start, most, after)
+            for found in page:
+                exact = start.endswith("/") or not start or found.key == start
+                if exact and not found.key.endswith("/"):  # consoles of stores keep folders as empty objects
+                    yield found
+            if not after or most == 1:
+                break
 
 
-def _changed_ns(info: dict[str, Any]) -> int:
-    found = next((info[name] for name in ("LastModified", "last_modified", "mtime", "created") if info.get(name)), None)
-    return int(found.timestamp()) * 10**9 if isinstance(found, datetime) else 0
+def _parts(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket and key (or prefix)."""
+    scheme, _, inner = url.partition("://")
+    bucket, _, key = inner.partition("/")
+    return scheme, bucket, key
 
 
 def _changed() -> Retry:
@@ -191,21 +255,35 @@ def _changed() -> Retry:
 def _problem(error: Exception) -> Rejected:
     if isinstance(error, Rejected):
         return error
-    if isinstance(error, FileNotFoundError):
-        return Retry(ReasonCode.VANISHED, "The object is gone.")
-    if isinstance(error, PermissionError):
-        return Retry(ReasonCode.PERMISSION_DENIED, "The object may not be read with these credentials.")
-    answer = getattr(error.__cause__ or error, "response", None)
-    if isinstance(answer, dict) and answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
-        return _changed()
+    match _status(error):
+        case 404:
+            return Retry(ReasonCode.VANISHED, "The object is gone.")
+        case 401 | 403:
+            return Retry(ReasonCode.PERMISSION_DENIED, "The object may not be read with these credentials.")
+        case 412:
+            return _changed()
     return Retry(ReasonCode.UNREADABLE, f"The object cannot be read ({type(error).__name__}); it is tried again.")
 
 
-def _why_not(root: str, error: Exception) -> str:
-    scheme, _, inner = root.partition("://")
-    bucket = f"{scheme}://{inner.partition('/')[0]}"
+def _why_not(scheme: str, bucket: str, error: Exception) -> str:
+    url = f"{scheme}://{bucket}"
+    match _status(error):
+        case 404:
+            return f"There is no bucket {url}; check the name and {_ENDPOINT[scheme]}."
+        case 401 | 403:
+            return f"{url} may not be listed with these credentials; check them ({_CREDENTIALS[scheme]})."
+    return f"{url} cannot be listed ({type(error).__name__}); check the network and {_ENDPOINT[scheme]}."
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status behind a library's exception; 0 where none is known."""
     if isinstance(error, FileNotFoundError):
-        return f"There is no bucket {bucket}; check the name and the endpoint (AWS_ENDPOINT_URL)."
-    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        return f"{bucket} may not be listed with these credentials; check them (AWS_PROFILE, AWS_ACCESS_KEY_ID)."
-    return f"{bucket} cannot be listed ({type(error).__name__}); check the network and the endpoint (AWS_ENDPOINT_URL)."
+        return 404
+    refused = isinstance(error, PermissionError) or str(error).startswith("Forbidden: ")  # gcsfs's: a plain OSError
+    if refused or re.search("Credential|Authentication|Signing", type(error).__name__):  # one is no Base64, say
+        return 403
+    answer = getattr(error.__cause__ or error, "response", None)
+    if isinstance(answer, dict):  # botocore's
+        return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    status = str(getattr(error, "status_code", None) or getattr(error, "code", None))  # Azure's, gcsfs's
+    return int(status) if status.isdigit() else 0
