@@ -17,7 +17,7 @@ from cxrbatch.samples.phantom import colour_pattern
 
 def test_the_heat_map_comes_from_its_own_process_and_is_kept(tmp_path: Path) -> None:
     bundle, path = load_bundle("default"), tmp_path / "film.png"
-    side = bundle.disease.model_input.size // 32  # of the last feature map
+    side = -(-bundle.disease.model_input.size // 32)  # of the last feature map: five layers halve it, rounding up
     Image.fromarray(colour_pattern(seed=3)).convert("L").save(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     maps = HeatMaps("default")
