@@ -264,6 +264,20 @@ def test_a_reading_that_is_slow_to_be_saved_is_not_unread_again(browser: Any, se
     assert tab.problems == []
 
 
+def test_undo_in_a_round_takes_back_nothing_of_the_list(browser: Any, server: Server, store: Store) -> None:
+    create_round(store, NewRound("Undo", ("dr_a",), Filters(), "{}", 2, reads_per_image=1), "chief")
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    tab.press("a", 2)
+    tab.saved()
+    tab.goto("/rounds/1/read")
+    tab.shown(1)
+    tab.page.keyboard.press("z")
+    tab.page.wait_for_selector("#message:has-text('There is nothing to undo.')")
+    assert rows(store, reviews, "action") == [("accept",)]
+
+
 def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, store: Store) -> None:
     tab, other = (Tab(browser, server).log_in(name) for name in ("dr_a", "dr_b"))
     for each in (tab, other):  # who opens it last is who the other one is told of
