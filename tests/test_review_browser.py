@@ -298,6 +298,25 @@ def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, sto
     assert rows(store, reviews, "image_id") == [(1,)]
 
 
+def test_a_failed_save_takes_no_other_act_off_the_undo_list(browser: Any, server: Server, store: Store) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    saves: list[Any] = []
+    tab.page.route("**/api/acts", lambda route: saves.append(route))
+    tab.press("a", 2)
+    tab.press("a", 3)
+    saves[1].continue_()
+    saves[0].fulfill(status=409, json={"detail": "It is not possible now."})
+    tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
+    tab.shown(1)
+    tab.saved()
+    tab.page.unroute("**/api/acts")
+    tab.press("z", 2)
+    tab.saved()
+    assert rows(store, reviews, "image_id", "action") == [(2, "accept"), (2, "withdraw")]
+
+
 @pytest.mark.parametrize("point", ["review.written", "review.before_commit", "review.committed"])
 def test_killed_between_key_and_answer_the_act_is_there_once(
     browser: Any, store: Store, store_url: str, tmp_path: Path, point: str

@@ -158,6 +158,13 @@ const pending = {
 const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {place, key, shown, signature}
 const sending = new Set(); // promises of acts that are on their way
 const isHere = (done) => done.place === source.place;
+const keepActs = () => sessionStorage.setItem("acts", JSON.stringify(doneActs.slice(-50)));
+
+function forget(done) {
+  const at = doneActs.indexOf(done);
+  if (at >= 0) doneActs.splice(at, 1); // undone meanwhile, it is not there
+  keepActs();
+}
 
 async function send(act) {
   for (const wait of [...RETRIES_MS, 0]) {
@@ -209,7 +216,7 @@ async function act(action, label = null) {
   pending.add(made);
   const done = { place: source.place, key: state.key, shown: state.shown, signature: state.signature };
   doneActs.push(done);
-  sessionStorage.setItem("acts", JSON.stringify(doneActs.slice(-50)));
+  keepActs();
   const sent = send(made);
   sending.add(sent);
   let next = "unread" in state ? (state.unread ?? undefined) : state.next?.[0];
@@ -230,7 +237,7 @@ async function act(action, label = null) {
       else open(unread);
     }
   } catch (error) {
-    doneActs.splice(doneActs.indexOf(done), 1);
+    forget(done);
     states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
     open(state.key, { message: `Not saved: ${error.message}` });
   } finally {
@@ -241,8 +248,7 @@ async function act(action, label = null) {
 async function undo() {
   const last = doneActs.findLast(isHere) ?? (current?.mine ? current : null);
   if (!last) return note("There is nothing to undo.");
-  if (doneActs.includes(last)) doneActs.splice(doneActs.indexOf(last), 1);
-  sessionStorage.setItem("acts", JSON.stringify(doneActs));
+  forget(last);
   const made = actOn({ ...last }, "withdraw");
   made.document.comment = "";
   pending.add(made);
