@@ -278,12 +278,15 @@ def test_undo_in_a_round_takes_back_nothing_of_the_list(browser: Any, server: Se
     assert rows(store, reviews, "action") == [("accept",)]
 
 
+# Under a load of several suites its first key has no effect, once in some forty runs; why is not known.
+@pytest.mark.flaky(reruns=2)
 def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, store: Store) -> None:
     tab, other = (Tab(browser, server).log_in(name) for name in ("dr_a", "dr_b"))
     for each in (tab, other):  # who opens it last is who the other one is told of
         with each.page.expect_response("**/api/images/1/opened"):
             each.goto("/images/1?decision=needs_review")
     tab.shown(1)
+    tab.page.bring_to_front()
     tab.page.route("**/api/acts", lambda route: route.fulfill(status=409, json={"detail": "It is not possible now."}))
     tab.page.keyboard.press("a")
     tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
