@@ -46,9 +46,12 @@ def main() -> None:
 
     import cxrbatch.failpoints
     import cxrbatch.ops.watch
+    import cxrbatch.store.connection
     from cxrbatch import cli
 
     importlib.reload(cxrbatch.failpoints)  # the fork server read it before this process's environment was set
+    if "TEST_FROZEN_S" in os.environ:
+        cxrbatch.store.connection._FROZEN_S = int(os.environ["TEST_FROZEN_S"])
     _break()
     if os.environ.get("TEST_ENGINE") == "arithmetic":
         cxrbatch.ops.watch.open_engine = lambda *_: Arithmetic()  # type: ignore[assignment]

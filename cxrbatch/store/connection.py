@@ -26,6 +26,7 @@ from cxrbatch.store.database_errors import translated
 __all__ = ["StoreDown", "connect", "make_engine", "network_warning", "parse_url", "sqlite_file"]
 
 _BUSY_S = 30  # how long a writer waits for another one
+_FROZEN_S = 60  # how long Postgres waits for the next statement of a transaction that writes
 _SQLITE_MAGIC = b"SQLite format 3\0"
 #: Parameters of libpq, unless the URL sets them. A server or network that is lost without a message is detected within
 #: a minute, both while waiting for an answer and while sending.
@@ -87,11 +88,14 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         given = {name for name in _LIBPQ if name in parsed.query}
         asked = {name: value for name, value in _LIBPQ.items() if name not in given}
         options = f"{parsed.query.get('options', '')} -c timezone=UTC".strip()
-        return sa.create_engine(
+        engine = sa.create_engine(
             parsed, pool_pre_ping=True, hide_parameters=True, connect_args={**asked, "options": options}
         )
     except ImportError:
         raise Fatal("A Postgres store needs an extra: pip install 'cxrbatch[postgres]'.") from None
+    event.listen(engine, "begin", _limit_idle_time)
+    event.listen(engine, "after_cursor_execute", _end_with_a_statement)
+    return engine
 
 
 @contextmanager
@@ -172,6 +176,21 @@ def _begin(connection: Connection) -> None:
     # A transaction that starts as a reader and writes later fails with "locked" at once; BEGIN IMMEDIATE waits.
     writes = connection.get_execution_options().get("cxrbatch_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _limit_idle_time(connection: Connection) -> None:
+    # A program that is frozen in a transaction (a suspended machine) keeps its locks, and all others wait for it.
+    # Reading is not limited: an export may be read slowly, and nobody waits for it.
+    if connection.get_execution_options().get("cxrbatch_write", False):
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_FROZEN_S}s'")
+
+
+def _end_with_a_statement(
+    connection: Connection, _cursor: object, _statement: str, _parameters: object, _context: object, executemany: bool
+) -> None:
+    # psycopg ends an executemany with a Flush, at which Postgres stops the timer above and does not start it again.
+    if executemany and connection.get_execution_options().get("cxrbatch_write", False):
+        connection.connection.cursor().execute("SELECT 1")
 
 
 def _look_at_file(path: Path, may_create: bool) -> None:

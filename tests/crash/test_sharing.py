@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from pipelines import image
@@ -60,4 +61,23 @@ def test_one_that_was_frozen_past_its_lease_wakes_and_loses(
     for daemon in (frozen, other):
         assert place.stop(daemon) == 0
     assert owner not in {row[0] for row in place.ask("SELECT lease_owner FROM files")}
+    place.check(undisturbed)
+
+
+@pytest.mark.parametrize("point", ["offer.before_commit", "claim.before_commit", "record.before_commit"])
+def test_one_that_is_frozen_inside_a_transaction_stops_nobody(
+    new_place: Callable[[str], Place], undisturbed: dict[str, tuple[Any, ...]], point: str
+) -> None:
+    place = new_place("postgres")
+    frozen = place.start(**ENV, CXRBATCH_LEASE_S="2", TEST_FROZEN_S="3", CXRBATCH_FAILPOINT=f"{point}:1:SIGSTOP")
+    place.wait(lambda: psutil.Process(frozen.pid).status() == psutil.STATUS_STOPPED, frozen)
+    other = place.start(**ENV, CXRBATCH_LEASE_S="60")
+    place.wait(place.settled, other)
+    assert place.rows() == undisturbed
+    by_whom = place.ask("SELECT path, run_id, processed_at FROM files ORDER BY path")
+    os.killpg(frozen.pid, signal.SIGCONT)
+    time.sleep(4)  # its transaction is lost; it retries, and finds all done
+    assert place.ask("SELECT path, run_id, processed_at FROM files ORDER BY path") == by_whom
+    for daemon in (frozen, other):
+        assert place.stop(daemon) == 0
     place.check(undisturbed)
