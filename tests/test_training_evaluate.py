@@ -116,6 +116,21 @@ def test_calibrate_writes_what_the_format_says_and_leaves_the_weights_alone(data
     assert found["coverage"] >= 0.8 and 1 <= found["mean_size"] <= 4  # of the very images it was chosen on
 
 
+def test_a_margin_makes_label_sets_larger_and_changes_nothing_else(data: Path, bundle: Path) -> None:
+    calibrate(bundle, data)
+    plain = load_bundle(bundle).disease
+    calibrate(bundle, data, label_set_margin=0.09)
+    wider = load_bundle(bundle).disease
+    assert plain.label_set is not None and wider.label_set is not None
+    assert (
+        all(b <= a for a, b in zip(plain.label_set, wider.label_set, strict=True))
+        and wider.label_set != plain.label_set
+    )
+    assert (wider.temperature, wider.threshold) == (plain.temperature, plain.threshold)
+    said = wider.manifest["label_set"]
+    assert (said["coverage"], said["coverage_of_split"]) == (0.9, 0.99)
+
+
 def test_test_images_choose_nothing(data: Path, bundle: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -85,6 +85,10 @@ def calibrate(
     review_share: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Share of the validation images that readers may be sent.")
     ] = 0.25,
+    label_set_margin: Annotated[
+        float,
+        typer.Option(min=0, max=0.09, help="Coverage above 90 % for the label sets, for hospitals not in --data."),
+    ] = 0.0,
     from_reviews: Annotated[bool, typer.Option("--from-reviews", help="Fit to the store's own blinded reads.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="With --from-reviews: the new bundle.")] = None,
 ) -> None:
@@ -99,7 +103,14 @@ def calibrate(
     from cxrbatch.training.calibrate import calibrate
 
     assert data is not None
-    calibrate(find_bundle(bundle), data, split=split, balance=balance, review_share=review_share)
+    calibrate(
+        find_bundle(bundle),
+        data,
+        split=split,
+        balance=balance,
+        review_share=review_share,
+        label_set_margin=label_set_margin,
+    )
 
 
 @models.command("list")

@@ -58,14 +58,17 @@ def calibrate(
     split: str = "val",
     review_share: float = 0.25,
     unfamiliar_share: float = 0.05,
+    label_set_margin: float = 0.0,
     balance: bool = False,
 ) -> None:
     """Set temperature, thresholds and out-of-distribution score of the bundle's stages, in place.
 
     `review_share` is the share of the split's images that may be sent to review, `unfamiliar_share` of all images for
-    their features alone. The training split in `data`, if there is one, defines what is familiar; otherwise the
-    validation images do. If `data` has no such split, the part of train/ that training held out is used. `balance`
-    first adds a constant to each class's logit, so that every folder of `data` counts alike (class_bias.py).
+    their features alone. The label sets hold the right class of COVERAGE + `label_set_margin` of the split's images:
+    hospitals that the split does not show get less. The training split in `data`, if there is one, defines what is
+    familiar; otherwise the validation images do. If `data` has no such split, the part of train/ that training held
+    out is used. `balance` first adds a constant to each class's logit, so that every folder of `data` counts alike
+    (class_bias.py).
     Raises Fatal if a class has no image in the split, and for the test split.
     """
     if split == "test":
@@ -94,7 +97,7 @@ def calibrate(
         scores = score_images(loaded, images, engine)
     known = scores.chosen(y >= 0)
     train = _training_images(folders, loaded)
-    _calibrate_disease(loaded, engine, known, y[y >= 0], train, split, review_share, unfamiliar_share)
+    _calibrate_disease(loaded, engine, known, y[y >= 0], train, split, review_share, unfamiliar_share, label_set_margin)
     if loaded.gate is not None:
         others = find_folders(data, _own_folders(loaded.gate))
         if [f.path for f in others] != [f.path for f in folders]:
@@ -155,6 +158,7 @@ def _calibrate_disease(
     split: str,
     review_share: float,
     unfamiliar_share: float,
+    label_set_margin: float,
 ) -> None:
     stage = bundle.disease
     restyled_logits, restyled_y = _restyled(stage, engine, scores.images)
@@ -177,7 +181,7 @@ def _calibrate_disease(
     sources = [f.source for f in scores.images]
     both_sources = [*sources, *(f"{s} restyled" for s in sources)]
     weights = source_weights(both_y, both_sources)
-    sets = class_thresholds(probabilities_of(both_logits, temperature), both_y, weights, COVERAGE)
+    sets = class_thresholds(probabilities_of(both_logits, temperature), both_y, weights, COVERAGE + label_set_margin)
     alone = Thresholds(stage.classes, threshold, gate=None)  # the gate's own thresholds are chosen later
     found = assess_each(alone, None, p, distance / far, scores.quality_flags, other=other)
     change_stage(
@@ -198,6 +202,7 @@ def _calibrate_disease(
             },
             "label_set": {
                 "coverage": COVERAGE,
+                "coverage_of_split": round(COVERAGE + label_set_margin, 4),
                 "thresholds": {name: rounded_down(t) for name, t in zip(stage.classes, sets, strict=True)},
                 "chosen_on": f"{split}: every source of a class alike, as it is and restyled",
             },
