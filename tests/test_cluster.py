@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import gs_az_servers
 from cxrbatch.deidentify import Identifiers
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
@@ -29,6 +30,7 @@ from cxrbatch.settings import Settings
 from cxrbatch.store import Store
 from cxrbatch.store.connection import parse_url
 from factories import make_bundle
+from gs_az_servers import GoogleBucket
 from pipelines import image
 from ray_cluster import Killer, Nodes, ray_cluster
 from s3_server import Bucket, Proxy, before, pointed_at
@@ -48,7 +50,15 @@ def network(s3: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def nodes(network: Proxy) -> Iterator[Nodes]:
+def google() -> Iterator[GoogleBucket]:
+    """A bucket of Google's that every node can reach."""
+    with gs_az_servers.serving("gs") as url, pytest.MonkeyPatch.context() as patch:
+        gs_az_servers.pointed_at(url, patch)
+        yield GoogleBucket(url)
+
+
+@pytest.fixture(scope="module")
+def nodes(network: Proxy, google: GoogleBucket) -> Iterator[Nodes]:
     with ray_cluster() as made:
         yield made
 
@@ -137,6 +147,20 @@ def test_the_rows_are_those_of_one_machine_though_nodes_are_killed_and_s3_fails(
     contents = len(images) + len(keys)
     assert ask(store_url, "SELECT count(*), count(DISTINCT image_id) FROM predictions") == [(contents, contents)]
     assert ask(store_url, "SELECT count(*) FROM audit WHERE event = 'image_changed'") == [(0,)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_nodes_read_a_bucket_of_google(
+    nodes: Nodes, google: GoogleBucket, store_url: str, bundle: Path, tmp_path: Path
+) -> None:
+    for i in range(6):
+        google.put(f"p/{i}.png", image(tmp_path / "object.png", 300 + i).read_bytes())
+    google.put("p/page.dcm", b"<html>no")
+    settings = settings_of(tmp_path, bundle, store_url)
+    assert scan(settings, f"gs://{google.name}/p", ray=nodes.address) == ExitCode.SOME_REJECTED
+    states = "SELECT state, count(*), count(version) FROM files GROUP BY state ORDER BY state"
+    assert ask(store_url, states) == [("done", 6, 6), ("rejected", 1, 1)]
 
 
 @pytest.mark.timeout(600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,34 @@ def test_objects_become_rows_and_are_read_again_only_when_they_have_changed(
     assert {name for name in read if name.endswith(".png")} == {"written.png", "changed.png", "forbidden.png"}
     (found,) = pipeline.ask(f"SELECT sha256 FROM results WHERE path = '{root}/written.png'")
     assert found == (hashlib.sha256(same_size).hexdigest(),)
+
+
+def test_watch_polls_a_bucket(
+    pipeline: Pipeline, bucket: GoogleBucket | AzureBucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXRBATCH_POLL_S", "0.5")
+    root = f"{bucket.scheme}://{bucket.name}/p"
+    states = "SELECT path, state FROM files ORDER BY path"
+    bucket.put("p/a.png", image(pipeline.cwd / "a.png", 1).read_bytes())
+    pipeline.run("scan", root)
+    proxy.requests.clear()
+    daemon = pipeline.start("watch", root)
+    try:
+        pipeline.wait_until(lambda: bool(proxy.requests), daemon)
+        proxy.fault = lambda method, path: 500 if _is_listing(path) else None
+        bucket.put("p/b.png", image(pipeline.cwd / "b.png", 2).read_bytes())
+        bucket.delete("p/a.png")
+        proxy.requests.clear()
+        pipeline.wait_until(lambda: len(proxy.requests) > 1, daemon)
+        assert pipeline.ask(states) == [(f"{root}/a.png", "done")], "what cannot be listed is not missing"
+        proxy.fault = lambda method, path: None
+        expected = [(f"{root}/a.png", "missing"), (f"{root}/b.png", "done")]
+        pipeline.wait_until(lambda: pipeline.ask(states) == expected, daemon)
+        daemon.send_signal(signal.SIGTERM)
+        _, err = daemon.communicate(timeout=60)
+    finally:
+        daemon.kill()
+    assert daemon.returncode == 0, err
 
 
 REASONS = "SELECT path, reason_code FROM files"
