@@ -151,6 +151,22 @@ def test_the_rows_are_those_of_one_machine_though_nodes_are_killed_and_s3_fails(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_a_path_that_the_store_cannot_hold_whole_ends_as_a_row(
+    nodes: Nodes, store_url: str, bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    image(folder / "short.png", 1)
+    deep = folder.joinpath(*["d" * 240] * 10)
+    os.makedirs(deep)
+    (deep / "long.png").write_bytes(b"no node reads it")
+    settings = settings_of(tmp_path, bundle, store_url)
+    assert scan(settings, folder, ray=nodes.address) == ExitCode.SOME_REJECTED
+    states = "SELECT state, reason_code FROM files ORDER BY state"
+    assert ask(store_url, states) == [("done", None), ("retry", "unreadable")]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 def test_nodes_read_a_bucket_of_google(
     nodes: Nodes, google: GoogleBucket, store_url: str, bundle: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from cxrbatch.store import Backoff, JobQueue, Run, Store, StoreDown, path_to_tex
 from cxrbatch.store.connection import connect
 from cxrbatch.store.schema import files
 from cxrbatch.types import FoundFile, Outcome
-from store_images import CASCADE, OTHER_CASCADE, found, linked, reject, scored_file
+from store_images import CASCADE, OTHER_CASCADE, begin, found, linked, reject, scored_file
 
 WAITS = Backoff(first_s=10, most_s=60, truncated_tries=3)
 
@@ -255,10 +255,57 @@ def test_a_scan_leaves_truncated_files_final_and_reads_one_that_watch_would_try_
     assert store.unchanged([found("/in/a"), found("/in/scanned")], one.run.cascade_id) == {"/in/scanned"}
 
 
-def test_what_a_scan_left_to_be_tried_again_waits_when_watch_finds_it(one: JobQueue, store: Store) -> None:
+def test_what_a_scan_left_to_be_tried_again_is_tried_by_a_watch(one: JobQueue, store: Store) -> None:
     store.record(one.run.run_id, one.run.cascade_id, [reject("/in/a", ReasonCode.UNREADABLE)])
-    assert taken(one) == []  # it has no time to be tried at
-    assert offer(one, "/in/a") == 1 and taken(one) == ["/in/a"]
+    assert taken(one) == ["/in/a"]  # a watch that knows the file would not offer it again
+
+
+def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, store: Store) -> None:
+    scan = begin(store)
+    replaced, failing, claimed = (found(f"/in/{name}") for name in "abc")
+    assert store.unchanged([replaced, failing, claimed], scan.cascade_id) == set()  # the scan finds and reads them
+
+    newer = scored_file("/in/a", "COVID19", content="new", size=1001, mtime_ns=replaced.mtime_ns + 5)
+    one.offer([newer.file, failing], inodes_tell=True)
+    assert taken(one) == ["/in/a", "/in/b"]
+    one.record([newer, scored_file("/in/b", "NORMAL")])
+    one.offer([claimed], inodes_tell=True)
+    assert taken(one) == ["/in/c"]
+    late = [
+        scored_file("/in/a", "NORMAL", content="old"),
+        reject("/in/b", ReasonCode.UNREADABLE),
+        reject("/in/c", ReasonCode.UNREADABLE),
+    ]
+    assert store.record(scan.run_id, scan.cascade_id, late).late == 3
+    assert states(store) == {"/in/a": "done", "/in/b": "done", "/in/c": "claimed"}
+    assert {row.path: row.label for row in store.results()} == {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": None}
+    one.record([scored_file("/in/c", "NORMAL")])
+    assert states(store)["/in/c"] == "done"
+
+
+def test_a_copy_that_another_watch_has_in_hand_is_repaired_without_a_fault(
+    one: JobQueue, two: JobQueue, store: Store
+) -> None:
+    """After an upgrade of the bundle: the first copy is scored, the second one is claimed and shows the old answer."""
+    old = begin(store, OTHER_CASCADE)
+    copies = [scored_file(f"/in/{name}", "NORMAL", content="same") for name in "ab"]
+    store.record(old.run_id, old.cascade_id, copies)
+    one.offer([copy.file for copy in copies], inodes_tell=True)
+    assert taken(one) == ["/in/a", "/in/b"]
+    one.record([scored_file("/in/a", "COVID19", content="same")])
+    two.offer([copies[1].file], inodes_tell=True)
+    assert states(store) == {"/in/a": "done", "/in/b": "done"}
+    assert {row.label for row in store.results()} == {"COVID19"}
+    assert one.record([scored_file("/in/b", "COVID19", content="same")]).late == 1
+
+
+def test_what_waits_for_another_bundle_is_done_again_once_the_old_one_is_back(one: JobQueue, store: Store) -> None:
+    old = begin(store, OTHER_CASCADE)
+    store.record(old.run_id, old.cascade_id, [scored_file("/in/a", "NORMAL")])
+    one.offer([found("/in/a")], inodes_tell=True)
+    assert states(store) == {"/in/a": "waiting"}
+    assert store.unchanged([found("/in/a")], old.cascade_id) == {"/in/a"}
+    assert states(store) == {"/in/a": "done"}
 
 
 def test_a_name_that_is_no_file_gets_its_outcome_without_being_opened(one: JobQueue, store: Store) -> None:

@@ -15,12 +15,13 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 import sqlalchemy as sa
 
 from cxrbatch.errors import Fatal
-from cxrbatch.store import RetryPolicy, Store, StoreDown, migrate
+from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Store, StoreDown, migrate
 from cxrbatch.store.connection import connect, make_engine, network_warning, parse_url
 from cxrbatch.store.housekeeping import check
 from cxrbatch.store.schema import files, images, predictions, scores
@@ -173,7 +174,10 @@ def test_a_failover_to_a_standby_is_waited_out(store_url: str, postgres_url: str
         try:
             with pytest.raises(StoreDown, match="cannot take this now"):
                 store.record(run.run_id, run.cascade_id, [scored_file("/a")])
-            pids = other.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", [name]).fetchall()
+            query = "SELECT pid FROM pg_stat_activity WHERE datname = %s"
+            deadline = time.monotonic() + 30  # the server takes a moment to see that it is closed
+            while (pids := other.execute(query, [name]).fetchall()) and time.monotonic() < deadline:
+                time.sleep(0.05)
             assert pids == [], "the connection to the standby is not kept"
         finally:
             other.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
@@ -315,3 +319,52 @@ def test_a_checked_out_tree_and_an_install_both_find_the_migrations(tmp_path: Pa
     monkeypatch.setattr(cxrbatch, "__file__", str(tmp_path / "elsewhere" / "cxrbatch" / "__init__.py"))
     with pytest.raises(Fatal, match="install it again"):
         migrate._folder()
+
+
+def test_one_that_is_frozen_while_it_sends_rows_stops_nobody(store_url: str) -> None:
+    """The server does not count it as idle, and would wait for the rest of the rows without end."""
+    if store_url.startswith("sqlite"):
+        pytest.skip("SQLite has one writer at a time")
+    with Store.open(store_url) as store:
+        begin(store)
+        with connect(store.engine) as connection:
+            if (connection.dialect.server_version_info or (0,)) < (17,):
+                pytest.skip("the limit of a whole transaction came with Postgres 17")
+        child = multiprocessing.get_context("spawn").Process(target=_offer_and_freeze, args=(store_url,))
+        child.start()
+        assert child.pid is not None
+        while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+            assert child.is_alive()
+            time.sleep(0.05)
+        try:
+            with connect(store.engine, write=True) as connection:  # waits for the first rows
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
+                row = {"path": "/in/0000", "size": 1, "mtime_ns": 1, "inode": 1, "state": "waiting"}
+                moment = datetime.now(UTC)
+                connection.execute(sa.insert(files), row | {"first_seen": moment, "last_seen": moment})
+        finally:
+            os.kill(child.pid, signal.SIGCONT)
+            child.join()
+        assert child.exitcode == 0
+
+
+def _offer_and_freeze(url: str) -> None:
+    import cxrbatch.store.connection
+
+    cxrbatch.store.connection._LONGEST_S = 2
+    with Store.open(url) as store:
+
+        def rows(parameters: Any) -> Any:
+            for n, row in enumerate(parameters):
+                if n == 600:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                yield row
+
+        def execute(cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
+            cursor.executemany(statement, rows(parameters))
+            return True
+
+        sa.event.listen(store.engine, "do_executemany", execute)
+        job_queue = JobQueue(store, begin(store), "one", 60, Backoff())
+        with pytest.raises(StoreDown):
+            job_queue.offer([found(f"/in/{n:04}") for n in range(1000)], inodes_tell=True)

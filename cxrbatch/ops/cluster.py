@@ -15,17 +15,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Retry
 from cxrbatch.intake.stability import settle
 from cxrbatch.ops.cluster_runner import Job, Runner, Status, job_queue_of
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
-from cxrbatch.store import Store
-from cxrbatch.types import FoundFile
+from cxrbatch.store import Run, Store
+from cxrbatch.store.paths import CUT_MARK, path_to_text
+from cxrbatch.types import FoundFile, Outcome
 
 __all__ = ["check_cluster_settings", "connected", "distribute"]
 
@@ -148,6 +149,17 @@ class _Cluster:
         counts.rejected = sum((each.rejected for each in known), Counter[str]())
 
 
+def _without_cut_paths(found: list[FoundFile], store: Store, run: Run) -> list[FoundFile]:
+    """The files whose path the store holds whole. A node gets its paths from the store: others become rows here."""
+    cut = [file for file in found if CUT_MARK in path_to_text(file.path)]
+    if cut:
+        problem = Retry(ReasonCode.UNREADABLE, "Its path is too long for --ray; a scan without --ray can read it.")
+        store.record(
+            run.run_id, run.cascade_id, [Outcome(replace(file, problem=problem), rejected=problem) for file in cut]
+        )
+    return [file for file in found if file not in cut] if cut else found
+
+
 def distribute(
     ray: Any,
     found: Iterator[FoundFile],
@@ -173,10 +185,11 @@ def distribute(
         while not stop.is_set():
             if not listed:
                 some = list(itertools.islice(files, _OFFER))
+                listed = len(some) < _OFFER
+                some = _without_cut_paths(some, store, job.run)
                 with_problem = sum(file.problem is not None for file in some)
                 offered = job_queue.offer(some, inodes_tell=False, retry_at_once=True) if some else 0
                 counts.unchanged += len(some) - with_problem - offered
-                listed = len(some) < _OFFER
             if listed and not job_queue.unfinished(job.roots):
                 break
             if listed or time.monotonic() >= next_look:

@@ -27,6 +27,7 @@ __all__ = ["StoreDown", "connect", "make_engine", "network_warning", "parse_url"
 
 _BUSY_S = 30  # how long a writer waits for another one
 _FROZEN_S = 60  # how long Postgres waits for the next statement of a transaction that writes
+_LONGEST_S = 300  # a whole transaction that writes, from Postgres 17 on
 _SQLITE_MAGIC = b"SQLite format 3\0"
 #: Parameters of libpq, unless the URL sets them. A server or network that is lost without a message is detected within
 #: a minute, both while waiting for an answer and while sending.
@@ -99,15 +100,19 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
 
 
 @contextmanager
-def connect(engine: Engine, *, write: bool = False) -> Iterator[Connection]:
+def connect(engine: Engine, *, write: bool = False, may_be_long: bool = False) -> Iterator[Connection]:
     """One transaction: committed when the block ends, rolled back when it raises.
+
+    On Postgres a transaction with `write` is ended when its program is silent for _FROZEN_S, or when it lasts longer
+    than _LONGEST_S, unless it `may_be_long`.
 
     Raises StoreDown if the database is unreachable, busy, full, a standby or in conflict with another writer, and
     Fatal if waiting does not help (no such database, wrong password, a refused statement). The database's own errors
     are never passed on, because their text may contain values.
     """
     try:
-        with engine.connect().execution_options(cxrbatch_write=write) as connection, connection.begin():
+        options = {"cxrbatch_write": write, "cxrbatch_may_be_long": may_be_long}
+        with engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
     except StatementError as error:  # the base class of SQLAlchemy's wrappers of driver errors
         if getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY:
@@ -181,8 +186,14 @@ def _begin(connection: Connection) -> None:
 def _limit_idle_time(connection: Connection) -> None:
     # A program that is frozen in a transaction (a suspended machine) keeps its locks, and all others wait for it.
     # Reading is not limited: an export may be read slowly, and nobody waits for it.
-    if connection.get_execution_options().get("cxrbatch_write", False):
-        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_FROZEN_S}s'")
+    options = connection.get_execution_options()
+    if not options.get("cxrbatch_write", False):
+        return
+    limits = {"idle_in_transaction_session_timeout": _FROZEN_S}
+    # Frozen while it sends the rows of a statement, a program is not idle to Postgres: only this limit ends that.
+    if (connection.dialect.server_version_info or (0,)) >= (17,) and not options.get("cxrbatch_may_be_long", False):
+        limits["transaction_timeout"] = _LONGEST_S
+    connection.exec_driver_sql("SELECT " + ", ".join(f"set_config('{n}', '{s}s', true)" for n, s in limits.items()))
 
 
 def _end_with_a_statement(

@@ -19,9 +19,9 @@ __all__ = ["translated"]
 #: Classes of SQLSTATE (its first two characters) after which the server may accept the same transaction later:
 #: connection, rollback (deadlock, serialization), resources, object not ready, operator, system.
 _TRANSIENT_CLASSES = frozenset({"08", "40", "53", "55", "57", "58"})
-#: A server that is a standby at the moment (failover), a transaction that was frozen for too long, and a row that
-#: `db prune` removed meanwhile.
-_TRANSIENT_STATES = frozenset({"25006", "25P03", "23503"})
+#: A server that is a standby at the moment (failover), a transaction that was frozen for too long (idle, or in all),
+#: and a row that `db prune` removed meanwhile.
+_TRANSIENT_STATES = frozenset({"25006", "25P03", "25P04", "23503"})
 _NOT_OUR_TABLES = "The tables of the store are not those of this program: `cxrbatch db check` says how they differ."
 
 

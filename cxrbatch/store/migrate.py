@@ -157,7 +157,7 @@ def _view_drift(connection: Connection) -> Iterator[str]:
 def _for_moving(url: str) -> Iterator[Connection]:
     engine = make_engine(url, may_create=True)
     try:
-        with connect(engine, write=True) as connection:
+        with connect(engine, write=True, may_be_long=True) as connection:
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
             yield connection

@@ -47,6 +47,8 @@ FROM_THE_WALK = frozenset(
         ReasonCode.FILE_TOO_LARGE,
     }
 )
+#: What a row has beside its outcome only until it is done. Another program may have claimed it since the look-up.
+_UNFINISHED = ("reason_code", "reason", "lease_owner", "lease_until", "next_attempt_at", "missing_since")
 #: Rejections by one cascade; another cascade may succeed.
 _TOLD_BY_THE_CASCADE = frozenset({ReasonCode.NON_FINITE_OUTPUT})
 
@@ -111,7 +113,9 @@ def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int,
         if prediction_id is not None:
             if file.problem is not None:
                 continue
-            if by_cascade != cascade_id:
+            if state == FileState.CLAIMED and by_cascade == cascade_id:
+                continue  # another cascade is at it, or was: it is read again
+            if by_cascade != cascade_id or state == FileState.WAITING:  # it waits for another cascade
                 elsewhere[file.path] = Known._make(row)
                 continue
         elif not _rejection_stands(Known._make(row), file, cascade_id, reprocess):
@@ -160,8 +164,8 @@ def repair(connection: Connection, up_to_date: UpToDate, cascade_id: int, now: d
                 decision=prediction.decision,
                 processed_at=prediction.processed_at,
                 state=str(FileState.DONE),
-                missing_since=None,
                 last_seen=now,
+                **dict.fromkeys(_UNFINISHED),
             )
         )
     back = [row.path for row in up_to_date.returned]

@@ -17,13 +17,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
-from cxrbatch.errors import Retry
+from cxrbatch.errors import TRANSIENT_REASONS, Retry
 from cxrbatch.failpoints import failpoint
 from cxrbatch.store.leases import Backoff, owned
 from cxrbatch.store.paths import path_to_text, plain
 from cxrbatch.store.presence import note_duplicate_instances
 from cxrbatch.store.rows import file_row, prediction_columns, replace_images, replace_predictions, upsert_files
-from cxrbatch.store.schema import audit, files, images, predictions, scores
+from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
 from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, insert_new
 from cxrbatch.types import DecodedImage, ImageFacts, Outcome, Prediction, to_int64
 
@@ -85,7 +85,12 @@ def write_outcomes(
         late = len(by_path) - len(held)
         by_path = {path: outcome for path, outcome in by_path.items() if path in held}
     failpoint("record.begun")
-    before = _known(connection, by_path)
+    before = _known(connection, by_path, lock=owner is None)
+    if owner is None and not replace and before:
+        started_at = connection.execute(select(runs.c.started_at).where(runs.c.id == run_id)).scalar_one()
+        for path in [p for p, row in before.items() if _is_late(by_path[p], row, started_at, cascade_id, now)]:
+            del by_path[path], before[path]
+            late += 1
     image_ids, met = _write_images(connection, by_path.values(), now, replace)
     new_predictions: dict[int, Prediction | None] = {}  # by content; None: known content, to be linked
     for outcome in by_path.values():
@@ -133,6 +138,11 @@ def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
             files.c.processed_at,
             files.c.attempts,
             files.c.is_copy,
+            files.c.version,
+            files.c.state,
+            files.c.cascade_id,
+            files.c.lease_until,
+            files.c.last_seen,
             images.c.sha256,
         )
         .outerjoin_from(files, images)
@@ -140,9 +150,30 @@ def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
     )
 
 
-def _known(connection: Connection, paths: Iterable[str]) -> dict[str, AnyRow]:
-    query = _select_known(connection.dialect.name)
-    return {row.path: row for row in connection.execute(query, {"keys": bind_keys(connection, paths)})}
+def _known(connection: Connection, paths: Iterable[str], *, lock: bool) -> dict[str, AnyRow]:
+    keys = {"keys": bind_keys(connection, paths)}
+    dialect = connection.dialect.name
+    if lock and dialect == "postgresql":  # a transaction of SQLite is the only one that writes
+        in_order = select(files.c.id).where(in_keys(dialect, files.c.path)).order_by(files.c.path)
+        connection.execute(in_order.with_for_update(), keys).all()
+    return {row.path: row for row in connection.execute(_select_known(dialect), keys)}
+
+
+def _is_late(outcome: Outcome, old: AnyRow, started_at: datetime, cascade_id: int, now: datetime) -> bool:
+    """Whether a watcher beside this scan knows better (`old`): a newer file, or one that did not fail for it."""
+    file = outcome.file
+    same_file = (old.size, old.mtime_ns, old.version or "") == (
+        to_int64(file.size),
+        to_int64(file.mtime_ns),
+        file.version,
+    )
+    if not same_file:
+        return bool(old.last_seen >= started_at and old.mtime_ns > to_int64(file.mtime_ns))
+    if outcome.rejected is None or outcome.rejected.reason_code not in TRANSIENT_REASONS:
+        return False
+    is_done = old.state == FileState.DONE and old.cascade_id == cascade_id
+    is_claimed = old.state == FileState.CLAIMED and old.lease_until >= now
+    return bool(is_done or is_claimed)
 
 
 @cache

@@ -72,8 +72,8 @@ def file_row(path: str, outcome: Outcome, old: AnyRow | None, now: datetime, bac
     ):
         row["state"] = str(FileState.RETRY)
         row["attempts"] = attempt
-        if backoff is not None and outcome.file.problem is None:  # only a walk can clear a problem of the name
-            row["next_attempt_at"] = now + backoff.before(attempt)
+        if outcome.file.problem is None:  # only a walk can clear a problem of the name
+            row["next_attempt_at"] = now if backoff is None else now + backoff.before(attempt)
     else:
         row["state"] = str(FileState.REJECTED)
         if old is not None and same and old.reason_code == row["reason_code"]:
