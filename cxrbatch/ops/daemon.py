@@ -89,7 +89,7 @@ def start_watchers(daemon: Daemon, job_queue: JobQueue, stack: ExitStack) -> Non
         )
         watcher = FolderWatcher(
             FolderState(root, wanted, settings.quiet_s, inodes_tell=not trigger.silent, mount_points=_mount_points),
-            Schedule(settings.rescan_s if armed else min(settings.poll_s, settings.rescan_s)),
+            Schedule(settings.rescan_s, poll_s=settings.poll_s, events=armed),
             job_queue,
             retry=RetryPolicy(forever=True, stop=daemon.stop),
             work_available=daemon.work_available,
