@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -350,7 +349,7 @@ def test_the_watchdog_of_systemd_hears_nothing_once_a_part_is_silent(monkeypatch
     last_walk = [time.monotonic()]
     health = Health()
     health.add("root0", lambda: last_walk[0], 60)
-    heart = heartbeat.Heartbeat(threading.Event(), lambda: None, health)  # type: ignore[arg-type,return-value]
+    heart = heartbeat.Heartbeat(lambda: None, lambda: None, health)  # type: ignore[arg-type,return-value]
     heart.heartbeat()
     assert said == ["WATCHDOG=1"]
     last_walk[0] -= 100
