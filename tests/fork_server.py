@@ -198,6 +198,7 @@ def _begin(wanted: dict[str, object], main: Callable[[], None]) -> None:
     os.closerange(3, 1024)  # descriptors of the fork server and of other children
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["cxrbatch", *wanted["args"]]  # type: ignore[misc]
+    sys.orig_argv[1:] = [str(HERE / "daemon.py"), *wanted["args"]]  # type: ignore[misc]  # as without a fork server
     code = 1
     try:
         main()

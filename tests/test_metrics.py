@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -327,6 +326,13 @@ def test_the_server_answers_what_health_says_and_sheds_what_is_too_much() -> Non
             pass
 
 
+def test_a_restart_need_not_wait_for_the_connections_of_before() -> None:
+    with serve_monitor("127.0.0.1:0", Metrics(), Health()) as (_, port):
+        assert get(port, "/metrics")[0] == 200  # the server closes first: its end stays in TIME_WAIT for a minute
+    with serve_monitor(f"127.0.0.1:{port}", Metrics(), Health()):
+        assert get(port, "/metrics")[0] == 200
+
+
 @pytest.mark.parametrize("text", ["9108", "", "host:", "host:99999", "host:x", "host:-1"])
 def test_an_address_that_is_none(text: str) -> None:
     with pytest.raises(Fatal) as failed:
@@ -343,7 +349,7 @@ def test_the_watchdog_of_systemd_hears_nothing_once_a_part_is_silent(monkeypatch
     last_walk = [time.monotonic()]
     health = Health()
     health.add("root0", lambda: last_walk[0], 60)
-    heart = heartbeat.Heartbeat(threading.Event(), lambda: None, health)  # type: ignore[arg-type,return-value]
+    heart = heartbeat.Heartbeat(lambda: None, lambda: None, health)  # type: ignore[arg-type,return-value]
     heart.heartbeat()
     assert said == ["WATCHDOG=1"]
     last_walk[0] -= 100

@@ -12,7 +12,7 @@ import pytest
 
 from cxrbatch.intake.discover import Wanted
 from cxrbatch.intake.folder_state import FolderState, Schedule
-from cxrbatch.intake.inotify import InotifyTrigger
+from cxrbatch.intake.inotify import InotifyTrigger, Poll
 from cxrbatch.intake.watcher import FolderWatcher
 from cxrbatch.mounts import hides_changes, is_shared, mount_of, mount_points_below, read_mounts
 from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Run, Store
@@ -145,14 +145,14 @@ def test_a_scan_of_two_roots_with_one_unmounted_and_of_a_root_with_a_share_below
 class Watcher:
     """A folder watcher without its thread: the test starts each walk, and every file found is scored at once."""
 
-    def __init__(self, root: Path, store: Store, run: Run) -> None:
+    def __init__(self, root: Path, store: Store, run: Run, poll: Poll = "always") -> None:
         self.job_queue = JobQueue(store, run, "me", 60, Backoff())
         folder = FolderState(str(root), Wanted(), 0.0)
-        trigger = InotifyTrigger(str(root), "always")
+        trigger = InotifyTrigger(str(root), poll)
         self.said: list[str] = []
         self.watcher = FolderWatcher(
             folder,
-            Schedule(60.0),
+            Schedule(60.0, poll_s=5.0),
             self.job_queue,
             retry=RetryPolicy(forever=True, stop=threading.Event()),
             work_available=threading.Event(),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cxrbatch.ops.status import Limits, State, Status, judge
-from cxrbatch.store import Backoff, ReviewAction, Store, housekeeping, outbox
+from cxrbatch.store import Backoff, JobQueue, ReviewAction, Store, housekeeping, outbox
 from cxrbatch.store.backlog import read_backlog
 from cxrbatch.store.outbox import Answer, Outbox, OutboxItem
 from cxrbatch.store.outbox_schema import SUPERSEDED, OutboxState
 from cxrbatch.store.reported import Selection
 from cxrbatch.store.schema import FileState
+from cxrbatch.types import DecodedImage, FoundFile, ImageFacts, Outcome
 from dicom_results import CASCADE, record_files, written
-from store_images import OTHER_CASCADE, review
+from store_images import OTHER_CASCADE, begin, review
 
 KINDS = ("sc", "sr")
 SENT = Answer(OutboxState.SENT, "0x0000", "2.25.1")
@@ -225,6 +228,32 @@ def test_what_was_superseded_and_is_said_again_waits_again(store: Store, clock: 
 )
 def test_filters(store: Store, selection: Selection, images: int) -> None:
     assert box(store).enqueue(selection, ["sc"]) == images
+
+
+@pytest.mark.parametrize("comes", ["back", "under another name", "with another bundle's answer"])
+def test_what_comes_again_is_new_however_old_its_prediction_is(
+    store: Store, clock: Clock, tmp_path: Path, comes: str
+) -> None:
+    """A running `watch` only looks at what has changed since its last look."""
+    folder = tmp_path / "in"
+    sender, first = box(store), folder / "0.dcm"
+    record_files(store, [first], cascade=OTHER_CASCADE)
+    run = begin(store, OTHER_CASCADE if comes == "back" else CASCADE)
+    if comes != "with another bundle's answer":
+        store.mark_missing(run.run_id, [str(folder)], set())
+    clock.forward(86_400)
+    looked = clock.now
+    assert sender.enqueue(Selection(changed_since=looked), ["sr"]) == 0
+    clock.forward(5)
+    status = first.stat()
+    found = FoundFile(str(first), status.st_size, status.st_mtime_ns, status.st_ino)
+    if comes == "under another name":
+        image = DecodedImage(hashlib.sha256(first.read_bytes()).hexdigest(), ImageFacts("dicom", 96, 80, 8), {})
+        linked = Outcome(replace(found, path=str(folder / "again.dcm")), image)
+        assert store.record(run.run_id, run.cascade_id, [linked]).done == 1
+    else:
+        JobQueue(store, run, "me", 60, Backoff()).offer([found], inodes_tell=True)
+    assert sender.enqueue(Selection(changed_since=looked), ["sr"]) == 1
 
 
 def test_copies_are_one_image_and_pruned_images_take_their_rows_along(store: Store, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
+import psutil
 import pytest
 from pynetdicom import AE, build_context
 
@@ -22,9 +23,10 @@ from cxrbatch.ops import daemon as ops_daemon
 from cxrbatch.ops.sd_notify import sd_notify
 from cxrbatch.settings import Settings
 from factories import make_bundle
+from pacs import free_port
 from pipelines import image
 from test_receiver import CLASSES, instance
-from watchers import Place, some_files
+from watchers import Place, Process, some_files
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -239,6 +241,65 @@ def test_what_cannot_be_drained_in_time_is_given_back(place: Place) -> None:
     assert not place.ask("SELECT 1 FROM files WHERE state = 'claimed'")
     place.run("--once", CXRBATCH_TRUNCATED_TRIES="1")
     assert place.settled()
+
+
+def decode_process_of(daemon: Process) -> psutil.Process:
+    (found,) = (one for one in psutil.Process(daemon.pid).children() if "spawn_main" in " ".join(one.cmdline()))
+    return found
+
+
+def hold_a_file(place: Place, *args: str, **env: str) -> Process:
+    """A daemon whose only decode process has a file and does not answer."""
+    daemon = place.start(*args, **env)
+    image(place.incoming / "first.png", 1)
+    place.wait(lambda: "first.png" in place.rows() and place.settled(), daemon)
+    decode_process_of(daemon).suspend()
+    image(place.incoming / "held.png", 2)
+    place.wait(lambda: place.rows().get("held.png", ("",))[0] == "claimed", daemon)
+    return daemon
+
+
+def test_a_reload_that_cannot_be_drained_in_time_starts_the_same_command_again(place: Place) -> None:
+    config = place.cwd / "config.toml"
+    config.write_text("drain_s = 0.5\n")
+    ports = [free_port(), free_port()]
+    daemon = hold_a_file(place, "--listen", f"127.0.0.1:{ports[0]}", "--metrics", f"127.0.0.1:{ports[1]}")
+    decode_process = decode_process_of(daemon)
+    config.write_text('exclude = ["*.txt"]\n')
+    with ExitStack() as open_connections:
+        for port in ports:
+            open_connections.enter_context(socket.create_connection(("127.0.0.1", port)))
+        daemon.send_signal(signal.SIGHUP)
+        place.wait(lambda: place.log.count(" ready ") == 2 and place.settled(), daemon)
+    assert place.log.count(" receiving ") == 2
+    assert "drain_cut_short" in place.log and place.rows()["held.png"][0] == "done"
+    assert not decode_process.is_running(), "not even as a zombie"
+    inotify = [name for name in os.listdir(f"/proc/{daemon.pid}/fd") if is_inotify(daemon.pid, name)]
+    assert len(inotify) == 1, "that of the old one is closed"
+    (place.incoming / "not wanted.txt").write_text("junk")
+    (place.incoming / "junk").write_text("junk")
+    place.wait(lambda: "junk" in place.rows(), daemon)
+    assert "not wanted.txt" not in place.rows()
+    assert place.run(place.incoming, command="scan") == ExitCode.STORE_IN_USE
+    assert place.stop(daemon) == ExitCode.OK
+    place.no_orphans()
+    assert not place.ask("SELECT 1 FROM runs WHERE finished_at IS NULL")
+    assert "Traceback" not in place.log
+
+
+def is_inotify(pid: int, descriptor: str) -> bool:
+    with suppress(OSError):
+        return "inotify" in str(Path(f"/proc/{pid}/fd/{descriptor}").readlink())
+    return False
+
+
+def test_a_stop_during_a_reload_is_the_end(place: Place) -> None:
+    daemon = hold_a_file(place, CXRBATCH_DRAIN_S="3")
+    daemon.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert place.stop(daemon) == ExitCode.OK
+    assert "drain_cut_short" in place.log and place.log.count(" ready ") == 1
+    place.no_orphans()
 
 
 @pytest.mark.parametrize("folder", ["missing", "file"])

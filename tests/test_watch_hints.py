@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from watchdog.observers import inotify_c
 
 from cxrbatch.store import Run, Store
 from store_images import CASCADE
@@ -43,3 +45,67 @@ def test_an_event_is_answered_without_a_walk_and_a_deletion_by_one(tmp_path: Pat
     assert {row.path: row.state for row in store.results()}[str(root / "old")] == "missing"
     look(None)
     assert schedule.due_in() < 50
+
+
+def test_a_share_that_is_back_is_walked_once_more_for_what_came_before_the_first_event(
+    tmp_path: Path, store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, away = tmp_path / "in", tmp_path / "away"
+    root.mkdir()
+    (root / "old").write_text("old")
+    watcher = Watcher(root, store, run, "never")
+    trigger, schedule = watcher.watcher.trigger, watcher.watcher.schedule
+    watcher.walk()
+    arm = trigger.arm
+
+    def late() -> bool:
+        (root / "late").write_text("late")  # the walk is past its folder
+        return arm()
+
+    root.rename(away)
+    watcher.walk()
+    assert watcher.watcher.paused
+    away.rename(root)
+    monkeypatch.setattr(trigger, "arm", late)
+    try:
+        watcher.walk()
+        assert not watcher.watcher.paused and len(list(store.results())) == 1
+        assert schedule.due_in() < 50  # rescan_s is 60
+        watcher.walk()
+        assert {row.path for row in store.results()} == {str(root / "old"), str(root / "late")}
+        assert schedule.due_in() > 50
+    finally:
+        trigger.disarm()
+
+
+def test_a_share_that_is_back_without_events_is_polled(
+    tmp_path: Path, store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "injected")
+
+    def away_and_back() -> None:
+        root.rename(away)
+        watcher.walk()
+        away.rename(root)
+        watcher.walk()
+        watcher.walk()
+
+    root, away = tmp_path / "in", tmp_path / "away"
+    root.mkdir()
+    watcher = Watcher(root, store, run, "never")
+    schedule = watcher.watcher.schedule
+    watcher.walk()
+    with monkeypatch.context() as limited:
+        limited.setattr(inotify_c, "inotify_add_watch", refuse)
+        away_and_back()
+        assert schedule.due_in() < 6  # poll_s is 5
+        assert watcher.said == ["folder_paused", "folder_back", "watching"]
+        away_and_back()
+    assert schedule.due_in() < 6
+    try:
+        away_and_back()
+        assert schedule.due_in() > 50
+        assert watcher.said.count("watching") == 2
+    finally:
+        watcher.watcher.trigger.disarm()

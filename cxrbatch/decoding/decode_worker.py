@@ -21,7 +21,7 @@ from cxrbatch.errors import Fatal, ReasonCode, Rejected
 from cxrbatch.types import DecodedImage, FoundFile
 from cxrbatch.unexpected import UnexpectedError
 
-__all__ = ["Answer", "DecodeTask", "Job", "Ready", "Worker"]
+__all__ = ["Answer", "DecodeTask", "Job", "Ready", "Worker", "kill_workers"]
 
 #: What a worker runs. Picklable; takes a FoundFile, returns a DecodedImage, raises Rejected.
 DecodeTask = Callable[[FoundFile], DecodedImage]
@@ -59,12 +59,29 @@ class Ready:
 
 
 _abandoned: list[multiprocessing.process.BaseProcess] = []
+_no_more = False  # workers are to be started
+
+
+def kill_workers() -> None:
+    """Kill all workers and start no more: this process is about to be replaced.
+
+    Its successor does not know them, and would keep them as zombies.
+    """
+    global _no_more
+    _no_more = True
+    processes = multiprocessing.active_children()
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(0.2)  # one that hangs in the kernel does not end
 
 
 class Worker:
     """A process, its pipe and its current job. `started_at` and `given_at` are seconds of the pool's clock."""
 
     def __init__(self, task: DecodeTask, memory_mib: int, started_at: float) -> None:
+        if _no_more:
+            raise OSError("the workers have been killed for good")
         self.pipe, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, task, memory_mib, os.getpid()), daemon=True)
         self._process.start()

@@ -8,6 +8,7 @@ sleeps, opens a file or uses the store.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -43,10 +44,12 @@ class Gone:
 
 @dataclass(slots=True)
 class Schedule:
-    """When to walk: at once, then every `rescan_s`, and soon after an inotify event, with a pause between walks."""
+    """When to walk: at once, then at intervals, and soon after an inotify event, with a pause between walks."""
 
     rescan_s: float
     clock: Callable[[], float] = time.monotonic
+    poll_s: float = math.inf
+    events: bool = True  # inotify works: walk every rescan_s; else every poll_s, if that is shorter
     _next: float = field(default=0.0, init=False)
     _not_before: float = field(default=0.0, init=False)
     _notified: bool = field(default=False, init=False)
@@ -54,8 +57,12 @@ class Schedule:
     def __post_init__(self) -> None:
         self._next = self.clock()
 
+    @property
+    def every_s(self) -> float:
+        return self.rescan_s if self.events else min(self.poll_s, self.rescan_s)
+
     def notify(self) -> None:
-        """An event arrived for the folder."""
+        """Walk soon: an event arrived for the folder, or may have been missed."""
         self._notified = True
 
     def due_in(self) -> float:
@@ -69,13 +76,13 @@ class Schedule:
 
     def paused(self, look_again_s: float) -> None:
         """The folder was unavailable: try again soon."""
-        self._next = self._not_before = self.clock() + min(self.rescan_s, look_again_s)
+        self._next = self._not_before = self.clock() + min(self.every_s, look_again_s)
 
     def ended(self, took_s: float) -> None:
         """A walk ended; the longer it took, the longer the pause before the next."""
         now = self.clock()
-        self._next = now + self.rescan_s
-        self._not_before = now + min(self.rescan_s, (_CALM - 1) * took_s)
+        self._next = now + self.every_s
+        self._not_before = now + min(self.every_s, (_CALM - 1) * took_s)
 
 
 class FolderState:

@@ -143,7 +143,7 @@ class FolderWatcher(threading.Thread):
             return
         self._outage(None)
         if self.paused:
-            self.trigger.arm()
+            self._listen_again()
         self.paused = False
         self.last_walk_at = time.time()
         failpoint("walk.ended")
@@ -159,6 +159,16 @@ class FolderWatcher(threading.Thread):
             if missing:
                 self._log_event("files_missing", folder=self.folder.root, files=missing)
         self.schedule.ended(self._clock() - started)
+
+    def _listen_again(self) -> None:
+        """The folder is back, and walked: listen to events, or poll it."""
+        armed = self.trigger.arm()
+        if armed != self.schedule.events:
+            poll = "never" if armed else f"{self.schedule.poll_s:g} s"
+            self._log_event("watching", folder=self.folder.root, poll=poll, why=self.trigger.why_not or "")
+        self.schedule.events = armed
+        if armed:
+            self.schedule.notify()  # this walk may have passed a folder that changed before its events were listened to
 
     def _note_mounts(self) -> None:
         """Store the mount points, so that a later run can tell an unmounted share from an emptied folder."""

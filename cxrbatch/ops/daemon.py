@@ -4,6 +4,7 @@ send."""
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cxrbatch import unexpected
+from cxrbatch.decoding.decode_worker import kill_workers
 from cxrbatch.errors import ExitCode
 from cxrbatch.inference.bundle import Bundle
 from cxrbatch.intake.folder_state import FolderState, Schedule
@@ -61,6 +63,13 @@ class Daemon:
     counts: Counts = field(default_factory=Counts)
     watchers: list[FolderWatcher] = field(default_factory=list)
     failure: BaseException | None = None
+    caught: list[int] = field(default_factory=list)  # the signals that ask for the end of the process
+    reloading: bool = False  # it stops because of a SIGHUP
+
+    def reload(self) -> None:
+        """Stop, to begin again with other settings."""
+        self.reloading = True
+        self.stop.set()
 
     def fail(self, error: BaseException) -> None:
         """A dead thread stops the process: a partial daemon would look healthy."""
@@ -89,7 +98,7 @@ def start_watchers(daemon: Daemon, job_queue: JobQueue, stack: ExitStack) -> Non
         )
         watcher = FolderWatcher(
             FolderState(root, wanted, settings.quiet_s, inodes_tell=not trigger.silent, mount_points=_mount_points),
-            Schedule(settings.rescan_s if armed else min(settings.poll_s, settings.rescan_s)),
+            Schedule(settings.rescan_s, poll_s=settings.poll_s, events=armed),
             job_queue,
             retry=RetryPolicy(forever=True, stop=daemon.stop),
             work_available=daemon.work_available,
@@ -171,7 +180,10 @@ def _renew_leases(daemon: Daemon, job_queue: JobQueue) -> None:
 
 
 def _enforce_drain(daemon: Daemon, job_queue: JobQueue) -> None:
-    """After a stop, work in progress has drain_s seconds; then its leases are released and the process ends."""
+    """After a stop, work in progress has drain_s seconds; then its leases are released and the process ends.
+
+    A reload must not end it: the same command starts in its place, and reads the new settings.
+    """
     daemon.stop.wait()
     if daemon.finished.wait(daemon.settings.drain_s):
         return
@@ -179,4 +191,24 @@ def _enforce_drain(daemon: Daemon, job_queue: JobQueue) -> None:
     giver.start()
     giver.join(1.5)  # a store that is away gets its leases back by their expiry
     log.warning("drain_cut_short", seconds=daemon.settings.drain_s)
+    if daemon.reloading and not daemon.caught and daemon.failure is None:
+        if daemon.finished.is_set():
+            return  # meanwhile it came to its end after all
+        _start_again(daemon)
     os._exit(ExitCode.OK if daemon.failure is None else ExitCode.FATAL)
+
+
+def _start_again(daemon: Daemon) -> None:
+    """Replace this process, whatever its threads are doing, by a new one of the same command and process ID.
+
+    The exec closes all sockets and files, and with them the locks of a SQLite store; only those of inotify would stay.
+    """
+    with suppress(Exception):  # only leftovers would remain
+        for watcher in daemon.watchers:
+            watcher.trigger.disarm()
+        kill_workers()
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError as error:
+        log.critical("thread_failed", error=type(error).__name__, where=where(error.__traceback__))
+        os._exit(ExitCode.FATAL)  # a service manager starts it again

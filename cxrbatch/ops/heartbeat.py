@@ -20,10 +20,10 @@ class Heartbeat:
     """The pipeline itself calls `heartbeat`: if the pipeline hangs, the calls stop and systemd restarts the daemon."""
 
     def __init__(
-        self, stop: threading.Event, read_settings: Callable[[], tuple[Settings, Bundle]], health: Health
+        self, reload: Callable[[], None], read_settings: Callable[[], tuple[Settings, Bundle]], health: Health
     ) -> None:
         self.renewed: tuple[Settings, Bundle] | None = None
-        self._stop, self._read_settings, self._health = stop, read_settings, health
+        self._reload, self._read_settings, self._health = reload, read_settings, health
         self._asked = False
         self._every_s = watchdog_s()
         self._next = 0.0
@@ -52,4 +52,4 @@ class Heartbeat:
             log.error("settings_refused", why=str(fatal))
             sd_notify("READY=1")
             return
-        self._stop.set()
+        self._reload()

@@ -72,14 +72,14 @@ def run_watch(
         while True:
             listen_to_everything(settings.log_format, logging.DEBUG if verbose else logging.INFO)
             daemon = Daemon(settings, bundle, roots, once, metrics, health)
-            heartbeat = Heartbeat(daemon.stop, partial(_renewed, load, settings), health)
-            with _signals(daemon, heartbeat) as caught:
+            heartbeat = Heartbeat(daemon.reload, partial(_renewed, load, settings), health)
+            with _signals(daemon, heartbeat):
                 _run_daemon(daemon, heartbeat)
             if daemon.failure is not None:
                 raise daemon.failure
-            if caught:
+            if daemon.caught:
                 sd_notify("STOPPING=1")
-                return ExitCode.INTERRUPTED if caught[0] == signal.SIGINT else ExitCode.OK
+                return ExitCode.INTERRUPTED if daemon.caught[0] == signal.SIGINT else ExitCode.OK
             if heartbeat.renewed is None:
                 return ExitCode.SOME_REJECTED if daemon.counts.rejected else ExitCode.OK
             settings, bundle = heartbeat.renewed
@@ -173,14 +173,13 @@ def _start_engine(daemon: Daemon, job_queue: JobQueue, retry: RetryPolicy) -> tu
 
 
 @contextmanager
-def _signals(daemon: Daemon, heartbeat: Heartbeat) -> Iterator[list[int]]:
-    """SIGTERM and SIGINT stop (a second one at once), SIGHUP has the settings read again. Yields what stopped us."""
-    caught: list[int] = []
+def _signals(daemon: Daemon, heartbeat: Heartbeat) -> Iterator[None]:
+    """SIGTERM and SIGINT stop (a second one at once), SIGHUP has the settings read again."""
 
     def on_stop(signum: int, _frame: object) -> None:
-        if caught:
+        if daemon.caught:
             os._exit(128 + signum)
-        caught.append(signum)
+        daemon.caught.append(signum)
         daemon.stop.set()
 
     handlers: dict[signal.Signals, Callable[[int, object], None]] = {
@@ -190,7 +189,7 @@ def _signals(daemon: Daemon, heartbeat: Heartbeat) -> Iterator[list[int]]:
     }
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
-        yield caught
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

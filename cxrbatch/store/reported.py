@@ -30,7 +30,7 @@ class Selection:
     labels: tuple[str, ...] = ()
     reviewed_only: bool = False  # only with a final label of a reader
     roots: tuple[str, ...] = ()  # folders or files
-    changed_since: datetime | None = None  # scored or read from this time on
+    changed_since: datetime | None = None  # scored, linked, back, or read from this time on
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,8 @@ def reported_image_ids(connection: Connection, selection: Selection) -> Iterator
         read = review_status.c.image_id == files.c.image_id
         conditions.append(select(review_status.c.image_id).where(read, review_status.c.label.is_not(None)).exists())
     if selection.changed_since is not None:
-        conditions.append(sa.or_(files.c.processed_at >= selection.changed_since, _read_since(selection.changed_since)))
+        # Not processed_at: a path that came back, or a copy, has a prediction that may be much older.
+        conditions.append(sa.or_(files.c.last_seen >= selection.changed_since, _read_since(selection.changed_since)))
     query = (
         select(files.c.image_id)
         .join(images, images.c.id == files.c.image_id)

@@ -179,7 +179,7 @@ files = sa.Table(
     sa.Column("lease_until", Utc),
     sa.Column("next_attempt_at", Utc),
     sa.Column("first_seen", Utc, nullable=False),
-    sa.Column("last_seen", Utc, nullable=False),  # when an outcome was last recorded, or the file was queued
+    sa.Column("last_seen", Utc, nullable=False),  # when its outcome was last recorded or restored, or it was queued
     sa.Column("missing_since", Utc),
     # Another path already held these bytes when this path got them. Of several paths with one content, at least one is
     # marked; a marked path may be the only one left.
