@@ -260,11 +260,11 @@ def test_what_a_scan_left_to_be_tried_again_is_tried_by_a_watch(one: JobQueue, s
     assert taken(one) == ["/in/a"]  # a watch that knows the file would not offer it again
 
 
-def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, store: Store) -> None:
+def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, store: Store, clock: Clock) -> None:
     scan = begin(store)
     replaced, failing, claimed = (found(f"/in/{name}") for name in "abc")
     assert store.unchanged([replaced, failing, claimed], scan.cascade_id) == set()  # the scan finds and reads them
-
+    clock.pass_s(1)
     newer = scored_file("/in/a", "COVID19", content="new", size=1001, mtime_ns=replaced.mtime_ns + 5)
     one.offer([newer.file, failing], inodes_tell=True)
     assert taken(one) == ["/in/a", "/in/b"]

@@ -167,8 +167,8 @@ def _is_late(outcome: Outcome, old: AnyRow, started_at: datetime, cascade_id: in
         to_int64(file.mtime_ns),
         file.version,
     )
-    if not same_file:
-        return bool(old.last_seen >= started_at and old.mtime_ns > to_int64(file.mtime_ns))
+    if not same_file:  # times have whole seconds: what was seen as this scan began is older than it
+        return bool(old.last_seen > started_at and old.mtime_ns > to_int64(file.mtime_ns))
     if outcome.rejected is None or outcome.rejected.reason_code not in TRANSIENT_REASONS:
         return False
     is_done = old.state == FileState.DONE and old.cascade_id == cascade_id
