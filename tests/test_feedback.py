@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cxrbatch.cli import app
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import find_bundle, load_bundle
 from cxrbatch.ops.feedback import calibrate_from_reviews, export_audit, export_dataset
 from cxrbatch.settings import Settings
@@ -112,3 +112,11 @@ def test_an_export_of_the_rows_is_in_the_audit_trail(store_url: str, tmp_path: P
     export_audit(Settings(db=store_url), tmp_path / "audit.jsonl", None, "somebody")
     (entry,) = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert (entry["event"], entry["detail"]) == ("exported", f"8 row(s) to {tmp_path / 'rows.csv'}")
+
+
+@pytest.mark.parametrize("option", [["--balance"], ["--label-set-margin", "0.04"]])
+def test_reads_of_a_site_take_no_options_of_a_collection(option: list[str], tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    result = CliRunner().invoke(app, ["calibrate", "default", "--from-reviews", "-o", new, *option])
+    assert isinstance(result.exception, Fatal) and result.exception.exit_code == ExitCode.USAGE
+    assert "--data DIR" in str(result.exception)

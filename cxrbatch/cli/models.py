@@ -95,6 +95,8 @@ def calibrate(
     """Choose temperature, thresholds and the unlike-training score on validation images, or on a site's own reads."""
     if from_reviews != (out is not None) or from_reviews == (data is not None):
         raise Fatal("Calibrate with --data DIR, or with --from-reviews -o NEW_BUNDLE.", ExitCode.USAGE)
+    if from_reviews and (balance or label_set_margin):
+        raise Fatal("--balance and --label-set-margin go with --data DIR.", ExitCode.USAGE)
     if out is not None:
         from cxrbatch.ops.feedback import calibrate_from_reviews
 

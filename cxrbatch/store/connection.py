@@ -94,7 +94,7 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         )
     except ImportError:
         raise Fatal("A Postgres store needs an extra: pip install 'cxrbatch[postgres]'.") from None
-    event.listen(engine, "begin", _limit_idle_time)
+    event.listen(engine, "begin", _limit_write_transactions)
     event.listen(engine, "after_cursor_execute", _end_with_a_statement)
     return engine
 
@@ -183,7 +183,7 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _limit_idle_time(connection: Connection) -> None:
+def _limit_write_transactions(connection: Connection) -> None:
     # A program that is frozen in a transaction (a suspended machine) keeps its locks, and all others wait for it.
     # Reading is not limited: an export may be read slowly, and nobody waits for it.
     options = connection.get_execution_options()

@@ -6,8 +6,6 @@ write to one Postgres wait for each other and never deadlock.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,34 +17,16 @@ from sqlalchemy import Connection, select
 
 from cxrbatch.errors import TRANSIENT_REASONS, Retry
 from cxrbatch.failpoints import failpoint
+from cxrbatch.store.content_rows import image_columns, image_row, prediction_row, score_rows
 from cxrbatch.store.leases import Backoff, owned
-from cxrbatch.store.paths import path_to_text, plain
+from cxrbatch.store.paths import path_to_text
 from cxrbatch.store.presence import note_duplicate_instances
 from cxrbatch.store.rows import file_row, prediction_columns, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
 from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, insert_new
-from cxrbatch.types import DecodedImage, ImageFacts, Outcome, Prediction, to_int64
+from cxrbatch.types import Outcome, Prediction, to_int64
 
 __all__ = ["Recorded", "write_outcomes"]
-
-_HEADER_CHARACTERS = 300  # kept of one header field
-_HEADER_TEXTS = (
-    "photometric_interpretation",
-    "transfer_syntax_uid",
-    "modality",
-    "body_part_examined",
-    "view_position",
-    "sop_class_uid",
-    "sop_instance_uid",
-    "series_instance_uid",
-    "study_instance_uid",
-    "patient_id_hash",
-    "accession_number_hash",
-    "manufacturer",
-    "study_date",
-    "decoder",
-    "grey_path",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +84,7 @@ def write_outcomes(
     for path, outcome in by_path.items():
         row = file_row(path, outcome, before.get(path), now, backoff) | {"run_id": run_id, "cascade_id": cascade_id}
         if outcome.image is not None:
-            row |= _image_columns(image_ids[outcome.image.sha256], outcome.image)
+            row |= image_columns(image_ids[outcome.image.sha256], outcome.image)
             old = before.get(path)
             same = old is not None and old.sha256 == outcome.image.sha256
             row["is_copy"] = old.is_copy if old is not None and same else row["image_id"] in met
@@ -198,37 +178,14 @@ def _write_images(
     ids = {row.sha256: row.id for row in connection.execute(query, keys)}
     met = set(ids.values())
     if replace:
-        replace_images(connection, [_image_row(sha256, facts[sha256], now) for sha256 in sorted(ids)])
+        replace_images(connection, [image_row(sha256, facts[sha256], now) for sha256 in sorted(ids)])
     if new := sorted(facts.keys() - ids.keys()):
-        insert_new(connection, images, [_image_row(sha256, facts[sha256], now) for sha256 in new])
+        insert_new(connection, images, [image_row(sha256, facts[sha256], now) for sha256 in new])
         ids = {row.sha256: row.id for row in connection.execute(query, keys)}
         # Another program may have inserted one first: our INSERT has waited for its commit.
         made = bind_keys(connection, [ids[sha256] for sha256 in new])
         met |= set(connection.execute(_select_held(connection.dialect.name), {"keys": made}).scalars())
     return ids, met
-
-
-def _image_columns(image_id: int, image: DecodedImage) -> dict[str, Any]:
-    """What files repeats of images."""
-    uids = ("sop_instance_uid", "study_instance_uid")
-    copied: dict[str, Any] = {name: plain(getattr(image.facts, name), _HEADER_CHARACTERS) for name in uids}
-    return copied | {"image_id": image_id, "sha256": image.sha256}
-
-
-def _image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:
-    return {
-        "sha256": sha256,
-        "format": facts.format,
-        "rows": facts.rows,
-        "columns": facts.columns,
-        "bits_stored": facts.bits_stored,
-        "number_of_frames": facts.number_of_frames,
-        **{name: plain(getattr(facts, name), _HEADER_CHARACTERS) for name in _HEADER_TEXTS},
-        "inverted": bool(facts.inverted),
-        "grey_mean": facts.grey_mean,
-        "quality_flags": plain(",".join(facts.quality_flags), _HEADER_CHARACTERS),
-        "first_seen": now,
-    }
 
 
 @cache
@@ -254,7 +211,7 @@ def _write_predictions(
     found = {row.image_id: row for row in connection.execute(query, keys)}
     made = {image_id: prediction for image_id, prediction in sorted(new_predictions.items()) if prediction is not None}
     fixed = {"cascade_id": cascade_id, "run_id": run_id, "processed_at": now}
-    rows = {image_id: _prediction_row(made[image_id]) | {"image_id": image_id} | fixed for image_id in made}
+    rows = {image_id: prediction_row(made[image_id]) | {"image_id": image_id} | fixed for image_id in made}
     new = [image_id for image_id in made if image_id not in found]
     if replace:
         again = [(found[image_id], rows[image_id]) for image_id in made if image_id in found]
@@ -263,50 +220,8 @@ def _write_predictions(
         insert_new(connection, predictions, [rows[i] for i in new if i not in found])
         found = {row.image_id: row for row in connection.execute(query, keys)}
         # Another program may have inserted a prediction first: all of its numbers are kept.
-        insert_new(connection, scores, [row for i in new for row in _score_rows(found[i].id, made[i])])
+        insert_new(connection, scores, [row for i in new for row in score_rows(found[i].id, made[i])])
     return found
-
-
-def _prediction_row(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "gate_probability": _finite(prediction.gate_probability),
-        "is_chest": prediction.is_chest,
-        "label": prediction.label,
-        "confidence": _finite(prediction.confidence),
-        "decision": str(prediction.decision),
-        "ood_score": _finite(prediction.ood_score),
-        "review_reasons": ",".join(prediction.review_reasons),
-        "label_set": "|".join(prediction.label_set) or None,
-        "abnormal_probability": _finite(prediction.abnormal_probability),
-        "scores_json": _scores_json(prediction.probabilities),
-    }
-
-
-def _scores_json(probabilities: dict[str, float]) -> str | None:
-    """The calibrated probabilities as JSON, in the bundle's order of classes; None where there are none."""
-    if not probabilities:
-        return None
-    return json.dumps({label: round(_finite(p) or 0.0, 6) for label, p in probabilities.items()})
-
-
-def _score_rows(prediction_id: int, prediction: Prediction) -> list[dict[str, Any]]:
-    return [
-        {
-            "prediction_id": prediction_id,
-            "label": label,
-            "logit": _finite(prediction.logits.get(label)),
-            "probability": _finite(prediction.probabilities.get(label)),
-        }
-        for label in sorted(prediction.logits.keys() | prediction.probabilities.keys())
-    ]
-
-
-def _finite(number: float | None) -> float | None:
-    if number is None:
-        return None
-    if not math.isfinite(number):
-        raise ValueError("a prediction holds a number that is not finite")
-    return float(number)  # psycopg does not accept numpy numbers
 
 
 def _write_changes(
