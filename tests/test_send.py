@@ -20,6 +20,7 @@ from pynetdicom.events import Event
 
 from cxrbatch.errors import Fatal
 from cxrbatch.imaging.limits import Limits
+from cxrbatch.ops.dispatch import pause_after
 from cxrbatch.ops.trace import print_trace
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store
@@ -344,6 +345,11 @@ def test_an_address_that_is_none_is_a_sentence(url: str) -> None:
     with pytest.raises(Fatal) as caught:
         parse_destination(url)
     assert "secret" not in str(caught.value)
+
+
+def test_looking_for_what_is_new_takes_a_twentieth_of_a_core_at_most() -> None:
+    assert [pause_after(look_s) for look_s in (0.0, 0.01, 0.3, 1.0)] == [2.0, 2.0, 6.0, 20.0]
+    assert pause_after(600.0) == 60.0  # the first look, which sees everything
 
 
 def test_addresses() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -14,11 +15,17 @@ from cxrbatch.ops.sender import Round, Sender, destination_of, sender_of
 from cxrbatch.settings import Settings
 from cxrbatch.store import RetryPolicy, Store, StoreDown
 
-__all__ = ["Dispatch"]
+__all__ = ["Dispatch", "pause_after"]
 
-_LOOK_S = 2.0  # between two looks for what is new
+_LOOK_S = 2.0  # between two looks for what is new; longer where a look takes long: it reads every scored row
+_LONGEST_LOOK_S = 60.0
 #: What was recorded may have been given its time a while before its transaction ended.
 _OVERLAP = timedelta(minutes=10)
+
+
+def pause_after(look_s: float) -> float:
+    """Seconds to wait after a look that took `look_s`, so that looking takes a twentieth of a core at most."""
+    return min(max(_LOOK_S, 20 * look_s), _LONGEST_LOOK_S)
 
 
 class Dispatch:
@@ -71,14 +78,16 @@ class Dispatch:
         while not self._stop.is_set():
             last = self._last_pass.is_set()
             looked = sender.retry(sender.outbox.now)
+            began = time.monotonic()
             sender.fill(changed_since=since)
+            to_next_look = pause_after(time.monotonic() - began)
             since = looked - _OVERLAP
             done = self._send_due(sender)
             failures = self._outage(sender, done, failures)
             sender.close()
             if last:
                 return
-            backoff = sender.outbox.backoff.before(failures).total_seconds() if failures else _LOOK_S
+            backoff = sender.outbox.backoff.before(failures).total_seconds() if failures else to_next_look
             self._pause(backoff)
 
     def _send_due(self, sender: Sender) -> Round:
