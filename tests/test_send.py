@@ -21,8 +21,8 @@ from pynetdicom.events import Event
 from cxrbatch.errors import Fatal
 from cxrbatch.imaging.limits import Limits
 from cxrbatch.ops.trace import print_trace
-from cxrbatch.settings import Settings
-from cxrbatch.store import Store
+from cxrbatch.settings import SendTo, Settings
+from cxrbatch.store import RetryPolicy, Store
 from cxrbatch.store.reported import Selection, all_reported
 from dicom_results import OUTBOX_POINTS, record_files, written
 from factories import make_bundle
@@ -34,8 +34,9 @@ from watchers import Place
 pytest.importorskip("highdicom")
 pytest.importorskip("dicomweb_client")
 
-from cxrbatch.dicom_out.objects import make_objects
+from cxrbatch.dicom_out.objects import MadeObject, make_objects
 from cxrbatch.dicom_out.send import Status, open_destination, parse_destination
+from cxrbatch.ops.sender import sender_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -335,10 +336,34 @@ def test_export_writes_both_kinds_and_says_what_is_left_out(place: Place) -> Non
     assert "1 image(s) left out: The source is gone" in place.log
 
 
+@pytest.mark.parametrize(("answers", "tried"), [("no no no no no no", 2), ("no yes no yes yes no", 6)])
+def test_a_destination_that_answers_nothing_any_more_is_tried_later(place: Place, answers: str, tried: int) -> None:
+    """One object that a PACS chokes on holds up no other one."""
+    filled(place, 3)
+    said = iter(answers.split())
+
+    class Way:
+        def send(self, made: MadeObject) -> Status:
+            return Status("0x0000", stored=True) if next(said) == "yes" else Status("no_answer", False, may_pass=True)
+
+        def close(self) -> None:
+            pass
+
+    stop, to = threading.Event(), SendTo(name="pacs", url="dicom://A@127.0.0.1:1")
+    with Store.open(place.url) as store:
+        sender = sender_of(Settings(), store, to, lambda data, reported: None, RetryPolicy(stop=stop), stop)
+        sender.fill()
+        sender._sending = Way()
+        done = sender.round()
+    assert (done.tried, done.sent, done.unreachable) == (tried, answers.count("yes"), tried == 2)
+    assert sorted(state for state, _ in states(place)).count("waiting") == 6 - done.sent
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "pacs:104", "dicom://host:104", "dicom://AE@host", "ftp://AE@host:1", "dicom://A-TITLE-OF-17-XXX@h:1",
-     "https://user:secret@host/dicom-web", "dicom://AE@host:99999999"],
+     "https://user:secret@host/dicom-web", "dicom://AE@host:99999999", "dicom://PÄCS@host:104", "dicom://A\\B@host:104",
+     "dicom://AE@host:104?calling=Ä", "dicom://AE@10.0.0..5:104", "https://pacs..example/dicom-web"],
 )  # fmt: skip
 def test_an_address_that_is_none_is_a_sentence(url: str) -> None:
     with pytest.raises(Fatal) as caught:

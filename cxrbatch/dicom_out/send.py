@@ -70,6 +70,7 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as the look-up of the name does: "10.0.0..5" is a UnicodeError there
     except ValueError:
         raise _no_destination(url) from None
     if parts.password is not None:
@@ -80,8 +81,8 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
     if parts.scheme not in ("dicom", "dicoms") or not parts.hostname or port is None or not parts.username:
         raise _no_destination(url)
     calling = parse_qs(parts.query).get("calling", ["CXRBATCH"])[0]
-    if not all(0 < len(title) <= 16 for title in (parts.username, calling)):
-        raise Fatal("An application entity title has 1 to 16 characters.", ExitCode.USAGE)
+    if not all(_is_title(title) for title in (parts.username, calling)):
+        raise Fatal("An application entity title has 1 to 16 ASCII characters and no backslash.", ExitCode.USAGE)
     return Destination(
         ae_title=parts.username,
         host=parts.hostname,
@@ -92,6 +93,11 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
         tls_certificate=tls_certificate,
         tls_key=tls_key,
     )
+
+
+def _is_title(text: str) -> bool:
+    """PS3.5 6.2, AE."""
+    return bool(text.strip()) and len(text) <= 16 and text.isascii() and text.isprintable() and "\\" not in text
 
 
 def _no_destination(url: str) -> Fatal:
