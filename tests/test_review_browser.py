@@ -322,6 +322,30 @@ def test_a_failed_save_takes_no_other_act_off_the_undo_list(browser: Any, server
     assert rows(store, reviews, "image_id", "action") == [(2, "accept"), (2, "withdraw")]
 
 
+def test_of_several_failed_saves_none_is_forgotten(browser: Any, server: Server, store: Store) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    saves: list[Any] = []
+    tab.page.route("**/api/acts", lambda route: saves.append(route))
+    tab.press("a", 2)
+    tab.press("a", 3)
+    for save in saves:
+        save.fulfill(status=409, json={"detail": "It is not possible now."})
+    tab.page.wait_for_selector("#banner:has-text('It is not possible now. Not saved either: image_0.dcm.')")
+    tab.shown(2)
+    tab.page.unroute("**/api/acts")
+    tab.press("a", 3)
+    assert tab.page.locator("#banner").inner_text() == "Not saved either: image_0.dcm."
+    tab.press("p", 2)
+    tab.press("p", 1)
+    tab.press("a", 2)
+    tab.saved()
+    tab.press("n", 3)
+    assert tab.page.locator("#banner").inner_text() == ""
+    assert rows(store, reads, "image_id") == [(1,), (2,)]
+
+
 def busy_for(tab: Tab, label: str, tries: int) -> None:
     """The server keeps nothing of acts with this label so many times; the page tries again after 0.3, 1 and 3 s."""
     left = [tries]

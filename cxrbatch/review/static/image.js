@@ -94,7 +94,7 @@ async function open(named, { push = true, message = "", comment = "" } = {}) {
   document.title = `${state.name} · cxrbatch`;
   fill(current);
   element("comment").value = comment;
-  banner(message);
+  banner([message, othersUnsaved(key)].filter(Boolean).join(" "));
   try {
     const body = await bodyOf(state.id, "reduced");
     if (turn !== showing) return undefined;
@@ -158,6 +158,7 @@ const pending = {
 };
 const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {place, key, shown, signature}
 const sending = new Map(); // key of an image -> promise of its last act that is on its way
+const unsaved = new Map(); // key of an image -> its name: its reading could not be saved, and it was not read again
 const isHere = (done) => done.place === source.place;
 const keepActs = () => sessionStorage.setItem("acts", JSON.stringify(doneActs.slice(-50)));
 
@@ -226,6 +227,7 @@ async function act(action, label = null) {
   }
   const made = actOn(state, action, label);
   pending.add(made);
+  unsaved.delete(state.key);
   const done = { place: source.place, key: state.key, shown: state.shown, signature: state.signature };
   doneActs.push(done);
   keepActs();
@@ -249,9 +251,16 @@ async function act(action, label = null) {
     }
   } catch (error) {
     forget(done);
+    unsaved.set(state.key, state.name);
     states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
     open(state.key, { message: `Not saved: ${error.message}`, comment: made.document.comment });
   }
+}
+
+// Of several readings that could not be saved the page comes back to one.
+function othersUnsaved(key) {
+  const names = [...unsaved].filter(([other]) => other !== key).map(([, name]) => name);
+  return names.length ? `Not saved either: ${names.join(", ")}.` : "";
 }
 
 async function undo() {
