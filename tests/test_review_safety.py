@@ -35,7 +35,7 @@ from cxrbatch.store.users import set_disabled  # noqa: E402
 from cxrbatch.store.work_list import Filters  # noqa: E402
 from fork_server import cxrbatch  # noqa: E402
 from review_server import PASSWORD, USERS, fill, make_users, serving  # noqa: E402
-from store_images import begin, reject, review  # noqa: E402
+from store_images import OTHER_CASCADE, begin, reject, review  # noqa: E402
 
 BASE = "http://127.0.0.1:8321"
 HOSTILE = [
@@ -381,6 +381,21 @@ def test_a_blinded_reader_gets_the_same_bytes_whatever_the_model_said(tmp_path: 
         assert one == two
     joined = "\n".join(traffic[0])
     assert not re.search(r"0\.3[1234]\b|image_[0-3]\.", joined)
+
+
+def test_a_blinded_reader_may_give_every_label_that_is_offered(tmp_path: Path, decoder: ImageDecoder) -> None:
+    app, store = open_app(tmp_path, decoder)
+    with store:
+        create_round(store, NewRound("Blinded", ("dr_a",), Filters(), "{}", 1, reads_per_image=1), "chief")
+        classes = '{"stages": [{"role": "disease", "classes": ["NORMAL", "EFFUSION"]}]}'
+        begin(store, dataclasses.replace(OTHER_CASCADE, manifest_json=classes))
+        reader = Client(app, "dr_a", accept="application/json")
+        state = reader.get("/api/rounds/1/read/1").json()
+        for number, choice in enumerate(state["choices"]):
+            act = {"act_id": f"act-number-{number}", "action": "override", "label": choice["label"]}
+            act |= {"shown": state["shown"], "signature": state["signature"]}
+            answer = reader.post_json("/api/acts", act)
+            assert answer.status_code == 200, (choice, answer.text)
 
 
 def test_a_round_can_be_drawn_by_every_filter_of_the_list(app_and_store: tuple[Any, Store]) -> None:

@@ -18,7 +18,14 @@ from cxrbatch.review.pixels import ViewRequest
 from cxrbatch.review.state import State, state_of
 from cxrbatch.store import Act, ReviewAction, record_act, text_to_path
 from cxrbatch.store.connection import connect
-from cxrbatch.store.review_images import is_hidden, review_image, source_of, take_lease, write_audit
+from cxrbatch.store.review_images import (
+    is_hidden,
+    newest_cascade,
+    review_image,
+    source_of,
+    take_lease,
+    write_audit,
+)
 from cxrbatch.store.reviews import SPECIAL_LABELS
 from cxrbatch.store.rounds import round_of
 from cxrbatch.store.users import Session
@@ -159,7 +166,9 @@ def act(request: Request, body: ActBody, session: LoggedIn) -> Response:
     if given.action == ReviewAction.OVERRIDE:
         with connect(state.store.engine) as connection:
             found = review_image(connection, shown.image_id)
-            known = {choice["label"] for choice in choices(found.cascade if found else None, [])}
+            # The newest bundle's classes are what a blinded reader is offered, whichever bundle scored the image.
+            bundles = (found.cascade if found else None, newest_cascade(connection))
+            known = {choice["label"] for bundle in bundles for choice in choices(bundle, [])}
         if given.label not in known | set(SPECIAL_LABELS):
             raise HTTPException(400, "There is no such label.")
         if given.label == shown.label and not shown.blinded:
