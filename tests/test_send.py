@@ -255,6 +255,48 @@ def test_a_warning_of_stow_is_told_too(tmp_path: Path) -> None:
     assert status == Status("0xB000", stored=True, warned=True)
 
 
+class _Login(BaseHTTPRequestHandler):
+    """A proxy in front of a PACS that asks for a login first."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.startswith("/redirected"):
+            self.send_response(302)
+            self.send_header("Location", "/login")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.do_GET()
+
+    def do_GET(self) -> None:
+        page = b"<html>Log in"
+        self.send_response(200)
+        kind = "application/dicom+json" if self.path.startswith("/json") else "text/html; charset=utf-8"
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("redirected", "http 302"), ("page", "answer_unreadable"), ("json", "answer_unreadable")]
+)
+def test_the_login_page_of_a_proxy_is_not_called_stored(tmp_path: Path, path: str, code: str) -> None:
+    paths = written(tmp_path / "in")
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        record_files(store, paths)
+        (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sr"], Limits())
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Login) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sending = open_destination(parse_destination(f"http://127.0.0.1:{server.server_port}/{path}"))
+        status = sending.send(made)
+        sending.close()
+        server.shutdown()
+    assert status == Status(code, stored=False)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 def test_tls_sends_to_whom_it_knows_only(place: Place) -> None:
     for name in ("pacs", "stranger"):

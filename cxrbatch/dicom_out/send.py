@@ -187,13 +187,16 @@ class _Stow:
         if destination.tls_certificate:
             session.cert = (destination.tls_certificate, destination.tls_key or destination.tls_certificate)
         session.hooks["response"].append(self._note)
-        self._session, self._http = session, 0
+        self._session, self._http, self._page = session, 0, False
         self._client = DICOMwebClient(destination.base_url, session=session)
         self._client.set_http_retry_params(retry=False)  # the outbox knows when
         self._client._timeout = destination.timeout_s
 
     def _note(self, response: Any, *_args: Any, **_more: Any) -> None:
-        self._http = response.status_code
+        # A redirect to a login page makes a GET of the POST: whatever that is answered, nothing was stored.
+        if response.request.method == "POST":
+            self._http = response.status_code
+            self._page = response.headers.get("Content-Type", "").lower().startswith("text/html")
 
     def send(self, made: MadeObject) -> Status:
         self._http = 0
@@ -203,6 +206,8 @@ class _Stow:
             return Status(f"http {self._http}", stored=False, may_pass=self._http in _HTTP_MAY_PASS)
         except self._requests.exceptions.SSLError:
             return Status("tls_failed", stored=False, may_pass=True)
+        except self._requests.exceptions.JSONDecodeError:
+            return Status("answer_unreadable", stored=False)
         except (self._requests.RequestException, OSError):
             return Status("no_connection", stored=False, may_pass=True)
         except (ValueError, KeyError, TypeError, SyntaxError):  # an answer that is no STOW-RS answer
@@ -214,6 +219,8 @@ class _Stow:
             if str(item.get("ReferencedSOPInstanceUID")) == made.sop_instance_uid:
                 warning = int(item.get("WarningReason") or 0)  # PS3.18 10.5.3
                 return Status(f"0x{warning:04X}" if warning else f"http {self._http}", stored=True, warned=warning > 0)
+        if self._http == 200 and self._page:  # of a proxy in between: no PACS answers so
+            return Status("answer_unreadable", stored=False)
         # 200 says that all was stored, and this client reads only some kinds of bodies; 202 leaves it open.
         return Status(f"http {self._http}", stored=self._http == 200)
 
