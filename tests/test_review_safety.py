@@ -20,7 +20,9 @@ import sqlalchemy as sa
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
+from cxrbatch.errors import Fatal  # noqa: E402
 from cxrbatch.imaging.limits import Limits  # noqa: E402
+from cxrbatch.ops.review import new_user  # noqa: E402
 from cxrbatch.review.app import create_app, make_templates  # noqa: E402
 from cxrbatch.review.decoding import ImageDecoder  # noqa: E402
 from cxrbatch.review.filters import parse_cursor  # noqa: E402
@@ -454,6 +456,16 @@ def test_the_command_refuses_what_is_not_safe(tmp_path: Path) -> None:
     assert (added.returncode, added.stdout) == (0, "dr_a may log in.\n")
     assert "already" in cxrbatch("--db", url, "review", "add-user", "dr_a", cwd=tmp_path, given=PASSWORD + "\n").stderr
     assert cxrbatch("--db", url, "review", "users", cwd=tmp_path).stdout == "dr_a\treader\n"
+
+
+def test_no_password_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_of_input(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("getpass.getpass", end_of_input)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    with pytest.raises(Fatal, match="nothing was changed"):
+        new_user(Settings(db=f"sqlite:///{tmp_path / 's.db'}"), "dr_a", admin=False)
 
 
 def test_without_users_the_printed_address_opens_the_review_here(tmp_path: Path) -> None:

@@ -180,8 +180,11 @@ def _ask_password() -> str:
     if not sys.stdin.isatty():
         password = sys.stdin.readline().rstrip("\n")
     else:
-        password = getpass.getpass("Password: ")
-        if getpass.getpass("Again: ") != password:
+        try:
+            password, again = getpass.getpass("Password: "), getpass.getpass("Again: ")
+        except EOFError:  # Ctrl-D
+            raise Fatal("There was no password: nothing was changed.") from None
+        if again != password:
             raise Fatal("The two passwords differ: nothing was changed.")
     check_new_password(password)
     return password
