@@ -18,7 +18,7 @@ from typing import IO
 
 from cxrbatch.errors import Fatal
 
-__all__ = ["EarlierOutput", "check_target", "new_file", "starts_with"]
+__all__ = ["EarlierOutput", "check_target", "earlier_plot", "new_file", "starts_with"]
 
 #: Takes the first and the last bytes of a file (at most `_LOOKED_AT` each): whether it is an earlier output.
 EarlierOutput = Callable[[bytes, bytes], bool]
@@ -37,6 +37,11 @@ _KINDS = {
 def starts_with(*beginnings: bytes) -> EarlierOutput:
     """A check that treats files beginning with one of these as earlier outputs."""
     return lambda first, last: first.startswith(beginnings)
+
+
+def earlier_plot(first: bytes, last: bytes) -> bool:
+    """An EarlierOutput: a PNG that Matplotlib has written. Images of patients may be PNG files too."""
+    return first.startswith(b"\x89PNG") and b"tEXtSoftware\0Matplotlib" in first
 
 
 def check_target(path: str | PathLike[str], earlier: EarlierOutput) -> None:

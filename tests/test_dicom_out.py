@@ -54,7 +54,7 @@ def _bytes(data: bytes) -> pydicom.filebase.DicomBytesIO:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("label", ["PNEUMONIA", "NOT_CHEST", "SOMETHING_NEW"])
+@pytest.mark.parametrize("label", ["PNEUMONIA", "NOT_CHEST", "SOMETHING_NEW", "PLEURAL_EFFUSION_LEFT"])
 def test_objects_are_valid(tmp_path: Path, kind: str, label: str) -> None:
     if shutil.which("dciodvfy") is None:
         pytest.skip("needs the Debian package dicom3tools")
@@ -119,6 +119,14 @@ def test_names_keep_their_letters(tmp_path: Path) -> None:
     assert {str(dataset.PatientName) for dataset in made_of(said).values()} == {"Люкceмбypг"}
 
 
+def test_names_keep_their_bytes_where_the_source_names_another_character_set(tmp_path: Path) -> None:
+    (path,) = written(tmp_path / "in", SpecificCharacterSet="ISO_IR 192", PatientName="M_ller^J_rg", PatientID="N_1")
+    path.write_bytes(path.read_bytes().replace(b"M_ller^J_rg", b"M\xfcller^J\xf6rg").replace(b"N_1", b"N\xb01"))
+    for dataset in made_of(stored(tmp_path, [path])).values():
+        assert dataset.get_item("PatientName").value == b"M\xfcller^J\xf6rg "
+        assert dataset.get_item("PatientID").value == b"N\xb01 "
+
+
 def test_the_same_result_is_the_same_object_and_another_one_is_not(reported: Reported) -> None:
     first = make_objects(reported, KINDS, Limits())
     assert [one.encoded for one in make_objects(reported, KINDS, Limits())] == [one.encoded for one in first]
@@ -145,6 +153,13 @@ def test_the_readers_label_is_in_the_report(reported: Reported) -> None:
     assert (report.ContentDate, report.ContentTime) == ("21000102", "030405")
 
 
+def test_labels_that_begin_alike_are_two_findings(reported: Reported) -> None:
+    sides = ("PLEURAL_EFFUSION_LEFT", "PLEURAL_EFFUSION_RIGHT")
+    said = replace(reported, label=sides[0], probabilities=((sides[0], 0.6), (sides[1], 0.4)))
+    codes = [element.value for element in made_of(said)["sr"].iterall() if element.keyword == "LongCodeValue"]
+    assert set(codes) == set(sides)
+
+
 def test_a_source_that_changed_is_refused_and_one_that_is_gone_may_come_back(reported: Reported) -> None:
     path = Path(reported.paths[0])
     data = path.read_bytes()
@@ -156,6 +171,12 @@ def test_a_source_that_changed_is_refused_and_one_that_is_gone_may_come_back(rep
     with pytest.raises(NotMade, match="source_missing") as caught:
         make_objects(reported, ["sr"], Limits())
     assert caught.value.may_pass
+
+
+def test_a_source_in_a_bucket_is_refused_and_not_called_missing(reported: Reported) -> None:
+    with pytest.raises(NotMade, match="source_in_bucket") as caught:
+        make_objects(replace(reported, paths=("s3://bucket/in/a.dcm",)), KINDS, Limits())
+    assert not caught.value.may_pass
 
 
 def test_a_source_without_a_study_is_refused_with_a_reason(tmp_path: Path) -> None:

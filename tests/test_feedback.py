@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from cxrbatch.cli import app
@@ -17,12 +20,21 @@ from cxrbatch.inference.bundle import find_bundle, load_bundle
 from cxrbatch.ops.feedback import calibrate_from_reviews, export_audit, export_dataset
 from cxrbatch.settings import Settings
 from cxrbatch.store import CascadeIdentity, ReviewAction, Store
+from cxrbatch.store.connection import connect
+from cxrbatch.store.review_images import write_audit
+from cxrbatch.store.schema import images
 from cxrbatch.training.datasets import find_folders
 from review_server import fill
 from store_images import LABELS, begin, review, scored_file
 
 
-def test_what_was_reviewed_is_a_dataset_that_training_takes(store_url: str, tmp_path: Path) -> None:
+def no_space(*_: Any) -> str:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_was_reviewed_is_a_dataset_that_training_takes(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Store.open(store_url) as store:
         fill(store, tmp_path / "incoming")
         for image_id, label in (
@@ -36,16 +48,26 @@ def test_what_was_reviewed_is_a_dataset_that_training_takes(store_url: str, tmp_
             review(store, image_id, "dr_a", ReviewAction.OVERRIDE, label)
         review(store, 5, "dr_a", ReviewAction.FLAG)
         review(store, 2, "=dr_b", ReviewAction.OVERRIDE, "COVID19")
+        with connect(store.engine, write=True) as connection:
+            odd = {"view_position": "=1+1", "patient_id_hash": "@kept as it is"}
+            connection.execute(sa.update(images).where(images.c.id == 2).values(odd))
+        write_audit(store, "dr_a", "viewed", path="/in/a\r=1+1.png")
     (tmp_path / "incoming" / "image_5.png").write_bytes(b"other bytes")
     (tmp_path / "incoming" / "image_50.png").unlink()
     os.mkfifo(tmp_path / "incoming" / "image_50.png")
     settings, out = Settings(db=store_url), tmp_path / "dataset"
+    with monkeypatch.context() as full:
+        full.setattr("cxrbatch.ops.feedback.utc_text", no_space)
+        with pytest.raises(OSError, match="No space"):
+            export_dataset(settings, out, "somebody")
+    assert sorted(path.name for path in tmp_path.iterdir() if "dataset" in path.name) == []
     export_dataset(settings, out, "somebody")
     assert sorted(str(path.relative_to(out).parent) for path in out.glob("*/*")) == ["COVID19", "NORMAL", "NOT_CHEST"]
     with (out / "manifest.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [row["label"] for row in rows] == ["NORMAL", "COVID19", "NOT_CHEST"]
     assert rows[1]["decided_by"] == "'=dr_b, dr_a"
+    assert (rows[1]["view_position"], rows[1]["group"]) == ("'=1+1", "'@kept as it is")
     (folder,) = find_folders(out)
     assert {(image.label, image.source) for image in folder.images} == {(row["label"], "review") for row in rows}
     with pytest.raises(Fatal, match="is there already"):
@@ -54,7 +76,10 @@ def test_what_was_reviewed_is_a_dataset_that_training_takes(store_url: str, tmp_
     entries = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert (entries[-1]["event"], entries[-1]["actor"]) == ("exported", "somebody")
     export_audit(settings, tmp_path / "audit.csv", None, "somebody")
-    assert (tmp_path / "audit.csv").read_text().count("\n") == len(entries) + 2
+    with (tmp_path / "audit.csv").open(newline="") as lines:
+        written = list(csv.DictReader(lines))
+    assert len(written) == len(entries) + 1
+    assert "/in/a\r'=1+1.png" in {row["path"] for row in written}, "one cell, of which no line is a formula"
     export_audit(settings, tmp_path / "audit.csv", None, "somebody")  # an earlier one is replaced
     (tmp_path / "theirs.csv").write_text("patient,result\n")
     (tmp_path / "link.csv").symlink_to(tmp_path / "theirs.csv")
@@ -107,10 +132,12 @@ def test_a_bundle_is_calibrated_on_blinded_reads(tmp_path: Path, monkeypatch: py
 def test_an_export_of_the_rows_is_in_the_audit_trail(store_url: str, tmp_path: Path) -> None:
     with Store.open(store_url) as store:
         fill(store, tmp_path / "incoming")
-    made = CliRunner().invoke(app, ["--db", store_url, "export", str(tmp_path / "rows.csv")])
-    assert made.exit_code == 0, made.output
+    for name in ("r\udcfcckblick.csv", "rows.csv"):
+        made = CliRunner().invoke(app, ["--db", store_url, "export", str(tmp_path / name)])
+        assert made.exit_code == 0, (made.output, made.exception)
     export_audit(Settings(db=store_url), tmp_path / "audit.jsonl", None, "somebody")
-    (entry,) = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    odd, entry = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert "r\ufffdckblick.csv" in odd["detail"]
     assert (entry["event"], entry["detail"]) == ("exported", f"8 row(s) to {tmp_path / 'rows.csv'}")
 
 

@@ -288,6 +288,8 @@ def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, sto
     tab.shown(1)
     tab.page.bring_to_front()
     tab.page.route("**/api/acts", lambda route: route.fulfill(status=409, json={"detail": "It is not possible now."}))
+    tab.page.fill("#comment", "hilum")
+    tab.page.locator("#comment").blur()
     tab.page.keyboard.press("a")
     tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
     tab.page.wait_for_selector("#banner:has-text('dr_b has this image open too.')")
@@ -298,7 +300,7 @@ def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, sto
     tab.page.unroute("**/api/acts")
     tab.press("a", 2)
     tab.saved()
-    assert rows(store, reviews, "image_id") == [(1,)]
+    assert rows(store, reviews, "image_id", "comment") == [(1, "hilum")]
 
 
 def test_a_failed_save_takes_no_other_act_off_the_undo_list(browser: Any, server: Server, store: Store) -> None:
@@ -318,6 +320,86 @@ def test_a_failed_save_takes_no_other_act_off_the_undo_list(browser: Any, server
     tab.press("z", 2)
     tab.saved()
     assert rows(store, reviews, "image_id", "action") == [(2, "accept"), (2, "withdraw")]
+
+
+def test_of_several_failed_saves_none_is_forgotten(browser: Any, server: Server, store: Store) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    saves: list[Any] = []
+    tab.page.route("**/api/acts", lambda route: saves.append(route))
+    tab.press("a", 2)
+    tab.press("a", 3)
+    for save in saves:
+        save.fulfill(status=409, json={"detail": "It is not possible now."})
+    tab.page.wait_for_selector("#banner:has-text('It is not possible now. Not saved either: image_0.dcm.')")
+    tab.shown(2)
+    tab.page.unroute("**/api/acts")
+    tab.press("a", 3)
+    assert tab.page.locator("#banner").inner_text() == "Not saved either: image_0.dcm."
+    tab.press("p", 2)
+    tab.press("p", 1)
+    tab.press("a", 2)
+    tab.saved()
+    tab.press("n", 3)
+    assert tab.page.locator("#banner").inner_text() == ""
+    assert rows(store, reads, "image_id") == [(1,), (2,)]
+
+
+def busy_for(tab: Tab, label: str, tries: int) -> None:
+    """The server keeps nothing of acts with this label so many times; the page tries again after 0.3, 1 and 3 s."""
+    left = [tries]
+
+    def answer(route: Any) -> None:
+        left[0] -= route.request.post_data_json["label"] == label
+        if left[0] >= 0 and route.request.post_data_json["label"] == label:
+            route.fulfill(status=503, json={"detail": "Nothing was kept: try again."})
+        else:
+            route.continue_()
+
+    tab.page.route("**/api/acts", answer)
+
+
+def test_a_later_act_on_an_image_is_not_replaced_by_one_that_is_tried_again(
+    browser: Any, server: Server, store: Store
+) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    busy_for(tab, "COVID19", 3)
+    tab.press("2", 2)
+    tab.press("p", 1)
+    tab.press("3", 2)
+    tab.saved()
+    assert rows(store, reads, "image_id", "label") == [(1, "PNEUMONIA")]
+
+
+def test_an_undo_waits_for_the_act_that_it_takes_back(browser: Any, server: Server, store: Store) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    busy_for(tab, "COVID19", 3)
+    tab.press("2", 2)
+    tab.press("z", 1)
+    tab.saved()
+    assert rows(store, reviews, "image_id", "action") == [(1, "override"), (1, "withdraw")]
+    assert rows(store, reads, "image_id") == []
+
+
+def test_an_undo_that_is_not_saved_can_be_made_again(browser: Any, server: Server, store: Store) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    tab.press("a", 2)
+    tab.press("a", 3)
+    tab.saved()
+    tab.page.route("**/api/acts", lambda route: route.fulfill(status=503, json={"detail": "Nothing was kept."}))
+    tab.page.keyboard.press("z")
+    tab.page.wait_for_selector("#banner:has-text('Not undone: Nothing was kept.')")
+    tab.page.unroute("**/api/acts")
+    tab.press("z", 2)
+    tab.saved()
+    assert rows(store, reads, "image_id", "label") == [(1, "NORMAL")]
 
 
 @pytest.mark.parametrize("point", ["review.written", "review.before_commit", "review.committed"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,20 @@ from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.review.overlay_process import HeatMaps
 from cxrbatch.samples.phantom import colour_pattern
+
+
+def test_readers_who_wait_for_heat_maps_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, loaded = HeatMaps("default"), threading.Event()
+    monkeypatch.setattr(maps, "_ask", lambda question: {"rows": 1} if loaded.wait(100) else {})
+    with ThreadPoolExecutor(40) as threads:
+        asked = [threads.submit(maps.heat_map, "film.png", str(number), "") for number in range(40)]
+        answers = as_completed(asked, timeout=30)
+        try:
+            refused = [next(answers) for _ in range(32)]
+        finally:
+            loaded.set()
+    assert all("try again" in str(one.exception()) for one in refused)
+    assert [one.result() for one in asked if one not in refused] == [{"rows": 1}] * 8
 
 
 def test_the_heat_map_comes_from_its_own_process_and_is_kept(tmp_path: Path) -> None:

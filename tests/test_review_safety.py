@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -19,7 +20,9 @@ import sqlalchemy as sa
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
+from cxrbatch.errors import Fatal  # noqa: E402
 from cxrbatch.imaging.limits import Limits  # noqa: E402
+from cxrbatch.ops.review import new_user  # noqa: E402
 from cxrbatch.review.app import create_app, make_templates  # noqa: E402
 from cxrbatch.review.decoding import ImageDecoder  # noqa: E402
 from cxrbatch.review.filters import parse_cursor  # noqa: E402
@@ -33,8 +36,8 @@ from cxrbatch.store.schema import files  # noqa: E402
 from cxrbatch.store.users import set_disabled  # noqa: E402
 from cxrbatch.store.work_list import Filters  # noqa: E402
 from fork_server import cxrbatch  # noqa: E402
-from review_server import PASSWORD, fill, make_users, serving  # noqa: E402
-from store_images import begin, reject, review  # noqa: E402
+from review_server import PASSWORD, USERS, fill, make_users, serving  # noqa: E402
+from store_images import OTHER_CASCADE, begin, reject, review  # noqa: E402
 
 BASE = "http://127.0.0.1:8321"
 HOSTILE = [
@@ -197,6 +200,15 @@ def test_wrong_passwords_are_slowed_down_and_tell_nothing(app_and_store: tuple[A
     forget_failures(store, "address testclient")
 
 
+def test_typing_errors_of_many_readers_do_not_add_up(app_and_store: tuple[Any, Store]) -> None:
+    app, _ = app_and_store
+    client = Client(app)
+    for day in range(3):
+        for number in range(3):
+            client.post("/login", {"name": f"reader {day} {number}", "password": "wrong"})
+        assert client.post("/login", {"name": "dr_a", "password": PASSWORD}).status_code == 303
+
+
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_in_every_field_is_a_sentence_and_never_markup(
     app_and_store: tuple[Any, Store], text: str
@@ -247,6 +259,34 @@ def test_hostile_names_are_shown_as_text(app_and_store: tuple[Any, Store], tmp_p
         connection.execute(sa.delete(files).where(files.c.path == f"/in/{name}"))
 
 
+def test_a_retry_that_waits_for_the_store_holds_up_nobody(
+    app_and_store: tuple[Any, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, _ = app_and_store
+    client, loops = Client(app, "dr_a"), list[bool]()
+
+    def retry(*_: Any) -> int:
+        loops.append(asyncio._get_running_loop() is not None)
+        return 1
+
+    for name in ("retry_file", "retry_now", "write_audit"):
+        monkeypatch.setattr(f"cxrbatch.review.work_list.{name}", lambda *_, **__: retry())
+    for given in ({"file": "1"}, {"reason": "truncated"}):
+        assert client.post("/rejected/retry", given).status_code == 303
+    assert loops == [False] * 4, "the event loop serves everybody"
+
+
+def test_a_folder_of_the_list_may_be_a_bucket(tmp_path: Path, decoder: ImageDecoder) -> None:
+    app, store = open_app(tmp_path, decoder)
+    with store:
+        with connect(store.engine, write=True) as connection:
+            connection.execute(sa.update(files).where(files.c.image_id == 2).values(path="s3://bucket/in/image_1.png"))
+        client = Client(app, "dr_a")
+        for folder in ("s3://bucket", "s3://bucket/in/"):
+            assert 'data-id="2"' in client.get("/images", params={"folder": folder}).text
+        assert "lies in a bucket" in pixels(client, 2).json()["detail"]
+
+
 def pixels(client: Client, image_id: int, size: str = "reduced") -> Any:
     return client.get(f"/api/images/{image_id}/pixels?size={size}", headers={"accept": "application/json"})
 
@@ -259,6 +299,7 @@ def test_pixels_are_those_of_the_file_and_only_of_the_file(tmp_path: Path, decod
         length = int.from_bytes(body[:4], "little")
         head = json.loads(body[4 : 4 + length])
         assert (head["rows"], head["columns"], head["step"]) == (96, 80, 1)
+        assert pixels(client, 2, "larger%00").status_code == 422
         assert len(body) == 4 + length + head["greys"] + 2 * 96 * 80
         assert pixels(client, 1, "full").status_code == 200
         assert pixels(client, 999).status_code == 404
@@ -344,6 +385,21 @@ def test_a_blinded_reader_gets_the_same_bytes_whatever_the_model_said(tmp_path: 
     assert not re.search(r"0\.3[1234]\b|image_[0-3]\.", joined)
 
 
+def test_a_blinded_reader_may_give_every_label_that_is_offered(tmp_path: Path, decoder: ImageDecoder) -> None:
+    app, store = open_app(tmp_path, decoder)
+    with store:
+        create_round(store, NewRound("Blinded", ("dr_a",), Filters(), "{}", 1, reads_per_image=1), "chief")
+        classes = '{"stages": [{"role": "disease", "classes": ["NORMAL", "EFFUSION"]}]}'
+        begin(store, dataclasses.replace(OTHER_CASCADE, manifest_json=classes))
+        reader = Client(app, "dr_a", accept="application/json")
+        state = reader.get("/api/rounds/1/read/1").json()
+        for number, choice in enumerate(state["choices"]):
+            act = {"act_id": f"act-number-{number}", "action": "override", "label": choice["label"]}
+            act |= {"shown": state["shown"], "signature": state["signature"]}
+            answer = reader.post_json("/api/acts", act)
+            assert answer.status_code == 200, (choice, answer.text)
+
+
 def test_a_round_can_be_drawn_by_every_filter_of_the_list(app_and_store: tuple[Any, Store]) -> None:
     page = Client(app_and_store[0], "chief").get("/rounds").text
     wanted = {each.name for each in dataclasses.fields(Filters)} - {"sort", "disagreement"}
@@ -395,9 +451,21 @@ def test_the_command_refuses_what_is_not_safe(tmp_path: Path) -> None:
     short = cxrbatch("--db", url, "review", "add-user", "dr_a", cwd=tmp_path, given="short\n")
     assert (short.returncode, "10 to 200 characters" in short.stderr) == (1, True)
     added = cxrbatch("--db", url, "review", "add-user", "dr_a", cwd=tmp_path, given=PASSWORD + "\n")
+    nowhere = cxrbatch("--db", url, "review", "--host", "10.0.0..5", cwd=tmp_path)
+    assert (nowhere.returncode, "There is no address 10.0.0..5" in nowhere.stderr) == (2, True)
     assert (added.returncode, added.stdout) == (0, "dr_a may log in.\n")
     assert "already" in cxrbatch("--db", url, "review", "add-user", "dr_a", cwd=tmp_path, given=PASSWORD + "\n").stderr
     assert cxrbatch("--db", url, "review", "users", cwd=tmp_path).stdout == "dr_a\treader\n"
+
+
+def test_no_password_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_of_input(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("getpass.getpass", end_of_input)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    with pytest.raises(Fatal, match="nothing was changed"):
+        new_user(Settings(db=f"sqlite:///{tmp_path / 's.db'}"), "dr_a", admin=False)
 
 
 def test_without_users_the_printed_address_opens_the_review_here(tmp_path: Path) -> None:
@@ -414,6 +482,10 @@ def test_without_users_the_printed_address_opens_the_review_here(tmp_path: Path)
         with Store.open(url) as store:
             make_users(store)
         assert httpx.get(server.address).status_code == 403, "not once somebody can log in"
+        with Store.open(url) as store:
+            for name in USERS:
+                set_disabled(store, name, True)
+        assert httpx.get(server.address).status_code == 303, "nobody can any more"
         assert server.stop() == 0
 
 

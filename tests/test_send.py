@@ -22,8 +22,8 @@ from cxrbatch.errors import Fatal
 from cxrbatch.imaging.limits import Limits
 from cxrbatch.ops.dispatch import pause_after
 from cxrbatch.ops.trace import print_trace
-from cxrbatch.settings import Settings
-from cxrbatch.store import Store
+from cxrbatch.settings import SendTo, Settings
+from cxrbatch.store import RetryPolicy, Store
 from cxrbatch.store.reported import Selection, all_reported
 from dicom_results import OUTBOX_POINTS, record_files, written
 from factories import make_bundle
@@ -35,8 +35,9 @@ from watchers import Place
 pytest.importorskip("highdicom")
 pytest.importorskip("dicomweb_client")
 
-from cxrbatch.dicom_out.objects import make_objects
+from cxrbatch.dicom_out.objects import MadeObject, make_objects
 from cxrbatch.dicom_out.send import Status, open_destination, parse_destination
+from cxrbatch.ops.sender import sender_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -255,6 +256,48 @@ def test_a_warning_of_stow_is_told_too(tmp_path: Path) -> None:
     assert status == Status("0xB000", stored=True, warned=True)
 
 
+class _Login(BaseHTTPRequestHandler):
+    """A proxy in front of a PACS that asks for a login first."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.startswith("/redirected"):
+            self.send_response(302)
+            self.send_header("Location", "/login")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.do_GET()
+
+    def do_GET(self) -> None:
+        page = b"<html>Log in"
+        self.send_response(200)
+        kind = "application/dicom+json" if self.path.startswith("/json") else "text/html; charset=utf-8"
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("redirected", "http 302"), ("page", "answer_unreadable"), ("json", "answer_unreadable")]
+)
+def test_the_login_page_of_a_proxy_is_not_called_stored(tmp_path: Path, path: str, code: str) -> None:
+    paths = written(tmp_path / "in")
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        record_files(store, paths)
+        (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sr"], Limits())
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Login) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sending = open_destination(parse_destination(f"http://127.0.0.1:{server.server_port}/{path}"))
+        status = sending.send(made)
+        sending.close()
+        server.shutdown()
+    assert status == Status(code, stored=False)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 def test_tls_sends_to_whom_it_knows_only(place: Place) -> None:
     for name in ("pacs", "stranger"):
@@ -336,10 +379,34 @@ def test_export_writes_both_kinds_and_says_what_is_left_out(place: Place) -> Non
     assert "1 image(s) left out: The source is gone" in place.log
 
 
+@pytest.mark.parametrize(("answers", "tried"), [("no no no no no no", 2), ("no yes no yes yes no", 6)])
+def test_a_destination_that_answers_nothing_any_more_is_tried_later(place: Place, answers: str, tried: int) -> None:
+    """One object that a PACS chokes on holds up no other one."""
+    filled(place, 3)
+    said = iter(answers.split())
+
+    class Way:
+        def send(self, made: MadeObject) -> Status:
+            return Status("0x0000", stored=True) if next(said) == "yes" else Status("no_answer", False, may_pass=True)
+
+        def close(self) -> None:
+            pass
+
+    stop, to = threading.Event(), SendTo(name="pacs", url="dicom://A@127.0.0.1:1")
+    with Store.open(place.url) as store:
+        sender = sender_of(Settings(), store, to, lambda data, reported: None, RetryPolicy(stop=stop), stop)
+        sender.fill()
+        sender._sending = Way()
+        done = sender.round()
+    assert (done.tried, done.sent, done.unreachable) == (tried, answers.count("yes"), tried == 2)
+    assert sorted(state for state, _ in states(place)).count("waiting") == 6 - done.sent
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "pacs:104", "dicom://host:104", "dicom://AE@host", "ftp://AE@host:1", "dicom://A-TITLE-OF-17-XXX@h:1",
-     "https://user:secret@host/dicom-web", "dicom://AE@host:99999999"],
+     "https://user:secret@host/dicom-web", "dicom://AE@host:99999999", "dicom://PÄCS@host:104", "dicom://A\\B@host:104",
+     "dicom://AE@host:104?calling=Ä", "dicom://AE@10.0.0..5:104", "https://pacs..example/dicom-web"],
 )  # fmt: skip
 def test_an_address_that_is_none_is_a_sentence(url: str) -> None:
     with pytest.raises(Fatal) as caught:

@@ -34,5 +34,5 @@ def finding_of(label: str) -> Code:
 
 
 def private(value: str, meaning: str) -> Code:
-    """A code of our own scheme. SH holds 16 characters (PS3.5 6.2): longer values are cut."""
-    return Code(value[:16], PRIVATE_SCHEME, meaning[:64])
+    """A code of our own scheme. A value of more than 16 characters becomes a Long Code Value (PS3.3 8.8)."""
+    return Code(value, PRIVATE_SCHEME, meaning[:64])

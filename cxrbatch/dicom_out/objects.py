@@ -23,6 +23,7 @@ from cxrbatch.errors import Rejected
 from cxrbatch.imaging.decode import read_grey
 from cxrbatch.imaging.dicom.read import read_dicom
 from cxrbatch.imaging.limits import Limits
+from cxrbatch.intake.remote import is_remote
 from cxrbatch.own_objects import make_uid
 from cxrbatch.store.paths import text_to_path
 from cxrbatch.store.reported import Reported
@@ -143,6 +144,10 @@ def _read_source(reported: Reported, limits: Limits) -> bytes:
         if hashlib.sha256(data).hexdigest() == reported.sha256:
             return data
         changed = True
+    if all(is_remote(text) for text in reported.paths):
+        raise NotMade(
+            "source_in_bucket", "The source lies in a bucket: results of files on this machine are sent alone."
+        )
     if changed:
         raise NotMade("source_changed", "The source has changed since it was scored: scan it again.")
     raise NotMade("source_missing", "The source is gone, or cannot be read.", may_pass=True)

@@ -70,6 +70,7 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as the look-up of the name does: "10.0.0..5" is a UnicodeError there
     except ValueError:
         raise _no_destination(url) from None
     if parts.password is not None:
@@ -80,8 +81,8 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
     if parts.scheme not in ("dicom", "dicoms") or not parts.hostname or port is None or not parts.username:
         raise _no_destination(url)
     calling = parse_qs(parts.query).get("calling", ["CXRBATCH"])[0]
-    if not all(0 < len(title) <= 16 for title in (parts.username, calling)):
-        raise Fatal("An application entity title has 1 to 16 characters.", ExitCode.USAGE)
+    if not all(_is_title(title) for title in (parts.username, calling)):
+        raise Fatal("An application entity title has 1 to 16 ASCII characters and no backslash.", ExitCode.USAGE)
     return Destination(
         ae_title=parts.username,
         host=parts.hostname,
@@ -92,6 +93,11 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
         tls_certificate=tls_certificate,
         tls_key=tls_key,
     )
+
+
+def _is_title(text: str) -> bool:
+    """PS3.5 6.2, AE."""
+    return bool(text.strip()) and len(text) <= 16 and text.isascii() and text.isprintable() and "\\" not in text
 
 
 def _no_destination(url: str) -> Fatal:
@@ -181,13 +187,16 @@ class _Stow:
         if destination.tls_certificate:
             session.cert = (destination.tls_certificate, destination.tls_key or destination.tls_certificate)
         session.hooks["response"].append(self._note)
-        self._session, self._http = session, 0
+        self._session, self._http, self._page = session, 0, False
         self._client = DICOMwebClient(destination.base_url, session=session)
         self._client.set_http_retry_params(retry=False)  # the outbox knows when
         self._client._timeout = destination.timeout_s
 
     def _note(self, response: Any, *_args: Any, **_more: Any) -> None:
-        self._http = response.status_code
+        # A redirect to a login page makes a GET of the POST: whatever that is answered, nothing was stored.
+        if response.request.method == "POST":
+            self._http = response.status_code
+            self._page = response.headers.get("Content-Type", "").lower().startswith("text/html")
 
     def send(self, made: MadeObject) -> Status:
         self._http = 0
@@ -197,6 +206,8 @@ class _Stow:
             return Status(f"http {self._http}", stored=False, may_pass=self._http in _HTTP_MAY_PASS)
         except self._requests.exceptions.SSLError:
             return Status("tls_failed", stored=False, may_pass=True)
+        except self._requests.exceptions.JSONDecodeError:
+            return Status("answer_unreadable", stored=False)
         except (self._requests.RequestException, OSError):
             return Status("no_connection", stored=False, may_pass=True)
         except (ValueError, KeyError, TypeError, SyntaxError):  # an answer that is no STOW-RS answer
@@ -208,6 +219,8 @@ class _Stow:
             if str(item.get("ReferencedSOPInstanceUID")) == made.sop_instance_uid:
                 warning = int(item.get("WarningReason") or 0)  # PS3.18 10.5.3
                 return Status(f"0x{warning:04X}" if warning else f"http {self._http}", stored=True, warned=warning > 0)
+        if self._http == 200 and self._page:  # of a proxy in between: no PACS answers so
+            return Status("answer_unreadable", stored=False)
         # 200 says that all was stored, and this client reads only some kinds of bodies; 202 leaves it open.
         return Status(f"http {self._http}", stored=self._http == 200)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydicom.dataelem import DataElement
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.multival import MultiValue
 
 from cxrbatch import __version__
@@ -108,6 +110,9 @@ def inherit(dataset: Dataset, header: Dataset) -> None:
         if keyword not in dataset:
             setattr(dataset, keyword, "")
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION
+    # pydicom writes bytes as they are only into what it takes for read in the encoding in which it is written.
+    correct_ambiguous_vr(dataset, True)
+    dataset.set_original_encoding(False, True, dataset._character_set)
 
 
 def set_times(dataset: Dataset, moment: datetime) -> None:
@@ -121,9 +126,14 @@ def set_times(dataset: Dataset, moment: datetime) -> None:
         item.ContributionDateTime = f"{date}{time}+0000"
 
 
-def _element(header: Dataset, keyword: str) -> DataElement | None:
+def _element(header: Dataset, keyword: str) -> DataElement | RawDataElement | None:
+    """The bytes of the file where they can be had: to decode them and encode them again may change letters."""
     try:
-        element = header.get_item(keyword) and header[keyword]
+        element = header.get_item(keyword)
+        if isinstance(element, RawDataElement) and element.value is not None:
+            padded = element.value + b" " * (len(element.value) % 2)
+            return element._replace(VR=dictionary_VR(element.tag), value=padded, length=len(padded))
+        element = element and header[keyword]
     except Exception:  # unreadable
         return None
     return None if element is None else deepcopy(element)

@@ -27,6 +27,7 @@ from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, text_to_path
 from cxrbatch.store.connection import connect
+from cxrbatch.store.export import CsvLines, defused
 from cxrbatch.store.report_data import blinded_labels
 from cxrbatch.store.review_images import write_audit
 from cxrbatch.store.review_schema import review_status
@@ -38,7 +39,6 @@ __all__ = ["calibrate_from_reviews", "export_audit", "export_dataset"]
 _LEAST_READS = 50  # fewer images say too little about a temperature
 _LEAST_OF_CLASS = 5
 _LEFT_OUT = "UNREADABLE"
-_FORMULA = frozenset("=+-@\t\r\n")
 _MANIFEST = ("path", "label", "source", "group", "sha256", "status", "decided_by", "decided_at", "view_position")
 _AUDIT = ("id", "at", "actor", "event", "path", "run_id", "old", "new", "detail")
 _EARLIER_AUDIT = starts_with(",".join(_AUDIT).encode() + b"\n", b'{"id": ')
@@ -53,33 +53,44 @@ def export_dataset(settings: Settings, directory: Path, actor: str) -> None:
         raise Fatal(f"{directory} is there already: name a folder that is not.", ExitCode.USAGE)
     part = directory.with_name(f".{directory.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    counts: Counter[str] = Counter()
-    problems = 0
-    with Store.open(settings.db, may_create=False) as store:
-        part.mkdir(parents=True)
-        with (part / "manifest.csv").open("w", newline="", encoding="utf-8") as out:
-            writer = csv.writer(out, lineterminator="\n")
-            writer.writerow(_MANIFEST)
-            for _, rows in groupby(_final_labels(store), key=attrgetter("image_id")):
-                found = next(((row, copied) for row in rows if (copied := _copy(row, part))), None)
-                problems += found is None
-                if found is None:
-                    continue
-                row, copied = found
-                group = row.patient_id_hash or row.study_instance_uid or row.sha256
-                decided = (row.status, _defused(row.decided_by), utc_text(row.decided_at))
-                writer.writerow((copied, row.label, "review", group, row.sha256, *decided, row.view_position))
-                counts[row.label] += 1
-        if not counts:
-            shutil.rmtree(part)
-            raise Fatal("No image has a final label whose file is still there: nothing was written.")
-        os.replace(part, directory)
-        write_audit(store, actor, "exported", detail=f"dataset of {counts.total()} image(s) to {directory}")
+    try:
+        with Store.open(settings.db, may_create=False) as store:
+            counts, problems = _write_dataset(store, part)
+            if not counts:
+                raise Fatal("No image has a final label whose file is still there: nothing was written.")
+            os.replace(part, directory)
+            write_audit(store, actor, "exported", detail=f"dataset of {counts.total()} image(s) to {directory}")
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # of a full disk, or Ctrl-C: copies of images in a hidden folder
     said = Console(stderr=True, highlight=False)
     said.print(f"{counts.total():,} image(s) in {plain(str(directory))}: ", end="")
     said.print(", ".join(f"{number:,} {label}" for label, number in sorted(counts.items())))
     if problems:
-        said.print(f"{problems:,} image(s) were left out: their files are gone or have changed.", style="yellow")
+        said.print(
+            f"{problems:,} image(s) were left out: their files are gone, have changed or lie in a bucket.",
+            style="yellow",
+        )
+
+
+def _write_dataset(store: Store, part: Path) -> tuple[Counter[str], int]:
+    """Copies and manifest; returns how many images of each label there are, and how many were left out."""
+    counts: Counter[str] = Counter()
+    problems = 0
+    part.mkdir(parents=True)
+    with (part / "manifest.csv").open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(_MANIFEST)
+        for _, rows in groupby(_final_labels(store), key=attrgetter("image_id")):
+            found = next(((row, copied) for row in rows if (copied := _copy(row, part))), None)
+            problems += found is None
+            if found is None:
+                continue
+            row, copied = found
+            group = row.patient_id_hash or row.study_instance_uid or row.sha256
+            said = (defused(group), row.sha256, row.status, defused(row.decided_by), utc_text(row.decided_at))
+            writer.writerow((copied, row.label, "review", *said, defused(row.view_position)))
+            counts[row.label] += 1
+    return counts, problems
 
 
 def _final_labels(store: Store) -> Iterator[Any]:
@@ -117,10 +128,6 @@ def _copy(row: Any, part: Path) -> str | None:
     return f"{folder}/{name}"
 
 
-def _defused(text: str) -> str:
-    return "'" + text if text[:1] in _FORMULA else text
-
-
 def export_audit(settings: Settings, file: Path, since: datetime | None, actor: str) -> None:
     """Write the audit trail as CSV or JSON lines, oldest first; that it was exported is its next entry."""
     kind = file.suffix.lower()
@@ -133,13 +140,13 @@ def export_audit(settings: Settings, file: Path, since: datetime | None, actor: 
             query = query.where(audit.c.at >= since)
         with connect(store.engine) as connection, new_file(file, _EARLIER_AUDIT) as raw:
             out = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-            writer = csv.writer(out, lineterminator="\n")
+            writer = csv.writer(CsvLines(out), lineterminator="\r\n")
             if kind == ".csv":
                 writer.writerow(_AUDIT)
             for row in connection.execution_options(yield_per=1000).execute(query):
                 values = [utc_text(value) if isinstance(value, datetime) else value for value in row]
                 if kind == ".csv":
-                    writer.writerow([_defused(value) if isinstance(value, str) else value for value in values])
+                    writer.writerow([defused(value) if isinstance(value, str) else value for value in values])
                 else:
                     out.write(json.dumps(dict(zip(_AUDIT, values, strict=True)), ensure_ascii=False) + "\n")
                 number += 1

@@ -116,8 +116,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family)
-    except OSError as error:
-        raise Fatal(f"There is no address {host}: {error.strerror}.", ExitCode.USAGE) from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: "10.0.0..5"
+        why = getattr(error, "strerror", None) or "no name is like that"
+        raise Fatal(f"There is no address {host}: {why}.", ExitCode.USAGE) from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -179,8 +180,11 @@ def _ask_password() -> str:
     if not sys.stdin.isatty():
         password = sys.stdin.readline().rstrip("\n")
     else:
-        password = getpass.getpass("Password: ")
-        if getpass.getpass("Again: ") != password:
+        try:
+            password, again = getpass.getpass("Password: "), getpass.getpass("Again: ")
+        except EOFError:  # Ctrl-D
+            raise Fatal("There was no password: nothing was changed.") from None
+        if again != password:
             raise Fatal("The two passwords differ: nothing was changed.")
     check_new_password(password)
     return password

@@ -39,7 +39,9 @@ def filters_of(query: Mapping[str, str]) -> Filters:
     if until is not None:
         found["until"] = until + timedelta(days=1)  # the day itself counts
     if "folder" in found:
-        found["folder"] = "/" + found["folder"].strip("/") if found["folder"].strip("/") else ""
+        inside = found["folder"].strip("/")
+        # Of a bucket the store keeps the address: s3://bucket/prefix.
+        found["folder"] = inside if "://" in inside else f"/{inside}" if inside else ""
     return Filters(**found)
 
 

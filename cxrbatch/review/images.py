@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Request
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from cxrbatch.intake.remote import is_remote
 from cxrbatch.review.auth import LoggedIn, csrf_token, sign, signature_holds
 from cxrbatch.review.filters import as_query, filters_of
 from cxrbatch.review.image_state import Shown, choices, open_state, parse_shown
@@ -17,7 +18,14 @@ from cxrbatch.review.pixels import ViewRequest
 from cxrbatch.review.state import State, state_of
 from cxrbatch.store import Act, ReviewAction, record_act, text_to_path
 from cxrbatch.store.connection import connect
-from cxrbatch.store.review_images import is_hidden, review_image, source_of, take_lease, write_audit
+from cxrbatch.store.review_images import (
+    is_hidden,
+    newest_cascade,
+    review_image,
+    source_of,
+    take_lease,
+    write_audit,
+)
 from cxrbatch.store.reviews import SPECIAL_LABELS
 from cxrbatch.store.rounds import round_of
 from cxrbatch.store.users import Session
@@ -27,9 +35,11 @@ __all__ = ["router"]
 
 router = APIRouter()
 ImageId = Annotated[int, Path(ge=1, lt=2**63)]
+Size = Literal["reduced", "full"]
 _AHEAD = 3  # images that follow, of which the browser loads two
 
 _HIDDEN = "This image is in a blinded round that you read in: it is shown there alone until the round is closed."
+_IN_BUCKET = "This image lies in a bucket: the review shows images of files alone."
 _GONE = "No file holds this image any more: it was moved, removed or overwritten."
 
 
@@ -80,13 +90,15 @@ def _neighbours(connection: Any, filters: Filters, reader: str, place: Cursor, i
 
 
 @router.get("/api/images/{image_id}/pixels")
-def image_pixels(request: Request, image_id: ImageId, session: LoggedIn, size: str = "reduced") -> Response:
+def image_pixels(request: Request, image_id: ImageId, session: LoggedIn, size: Size = "reduced") -> Response:
     """Stored values as uint16 (pixels.as_body). The only source is a file of the store whose sha256 is the image's."""
     state = state_of(request)
     with connect(state.store.engine) as connection:
         source = source_of(connection, image_id)
         if source is None:
             raise HTTPException(404, _GONE if review_image(connection, image_id) else "There is no such image.")
+    if is_remote(source.path):
+        raise HTTPException(404, _IN_BUCKET)
     write_audit(state.store, session.user_name, "pixels_sent", path=source.path, detail=f"image {image_id}, {size}")
     file = ViewRequest(
         text_to_path(source.path), source.size, source.mtime_ns, 0, sha256=source.sha256, reduced=size != "full"
@@ -154,7 +166,9 @@ def act(request: Request, body: ActBody, session: LoggedIn) -> Response:
     if given.action == ReviewAction.OVERRIDE:
         with connect(state.store.engine) as connection:
             found = review_image(connection, shown.image_id)
-            known = {choice["label"] for choice in choices(found.cascade if found else None, [])}
+            # The newest bundle's classes are what a blinded reader is offered, whichever bundle scored the image.
+            bundles = (found.cascade if found else None, newest_cascade(connection))
+            known = {choice["label"] for bundle in bundles for choice in choices(bundle, [])}
         if given.label not in known | set(SPECIAL_LABELS):
             raise HTTPException(400, "There is no such label.")
         if given.label == shown.label and not shown.blinded:

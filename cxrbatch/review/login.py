@@ -59,7 +59,8 @@ def _check(state: State, name: str, password: str, keys: tuple[str, ...]) -> Ses
         count_failure(state.store, keys)
         write_audit(state.store, name, "login_failed")
         return None
-    forget_failures(state.store, keys[0])
+    for key in keys:  # the address too: all readers of a hospital may share it, and somebody mistypes every day
+        forget_failures(state.store, key)
     write_audit(state.store, name, "login")
     return open_session(state.store, user.name, user.role)
 
@@ -69,7 +70,7 @@ async def enter(request: Request, key: str = "") -> Response:
     """The address that is printed at the start, for this machine, while the store has no users."""
     state = state_of(request)
     right = bool(state.local_key) and hmac.compare_digest(key.encode(), state.local_key.encode())
-    has_users = bool(await run_in_threadpool(list_users, state.store))
+    has_users = any(not user.disabled for user in await run_in_threadpool(list_users, state.store))
     if not right or has_users:
         return _page(request, "This address is not valid (any more): log in, or start the review again.", 403)
     await run_in_threadpool(write_audit, state.store, state.local_user, "login")

@@ -22,6 +22,7 @@ __all__ = ["HeatMaps"]
 _MODULE = "cxrbatch.training.heat_map"
 _ANSWER_S = 180.0  # loading torch from a cold disk included
 _KEPT = 500
+_MOST_WAITING = 8  # each waits in one of the 40 threads that serve all readers; torch may take a minute to load
 _CLOSED = ""
 
 
@@ -31,6 +32,7 @@ class HeatMaps:
     def __init__(self, bundle: str) -> None:
         self._bundle = bundle
         self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(_MOST_WAITING)
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._cache: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
@@ -38,8 +40,16 @@ class HeatMaps:
     def heat_map(self, path: str, sha256: str, manifest_sha256: str) -> dict[str, Any]:
         """{"rows", "columns", "values" (0..1, row by row), "label", "fit"} of one file under one bundle.
 
-        Raises Fatal where there is none: another bundle, no torch, an unreadable file.
+        Raises Fatal where there is none: another bundle, no torch, an unreadable file, too many questions at a time.
         """
+        if not self._room.acquire(blocking=False):
+            raise Fatal("The heat map is not available: others are being made, try again in a minute.")
+        try:
+            return self._answer(path, sha256, manifest_sha256)
+        finally:
+            self._room.release()
+
+    def _answer(self, path: str, sha256: str, manifest_sha256: str) -> dict[str, Any]:
         key = (sha256, manifest_sha256)
         with self._lock:
             if key not in self._cache:

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import RedirectResponse
 from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from cxrbatch.errors import ReasonCode
@@ -99,12 +100,13 @@ async def retry(request: Request, session: LoggedIn) -> Response:
     state = state_of(request)
     file_id, reason = str(form.get("file", "")), str(form.get("reason", ""))
     if _is_id(file_id):
-        number = retry_file(state.store, int(file_id))
+        number = await run_in_threadpool(retry_file, state.store, int(file_id))
     elif reason in set(ReasonCode):
-        number = retry_now(state.store, ReasonCode(reason))
+        number = await run_in_threadpool(retry_now, state.store, ReasonCode(reason))
     else:
         raise HTTPException(400, "Name a file or a reason.")
-    write_audit(state.store, session.user_name, "retried", detail=f"{file_id or reason}: {number} file(s)")
+    said = f"{file_id or reason}: {number} file(s)"
+    await run_in_threadpool(write_audit, state.store, session.user_name, "retried", detail=said)
     return RedirectResponse(f"/rejected?reason={reason if reason in set(ReasonCode) else ''}", 303)
 
 

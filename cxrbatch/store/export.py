@@ -24,7 +24,7 @@ from cxrbatch.output_file import EarlierOutput, check_target, new_file, starts_w
 from cxrbatch.store.sql import Utc, chunks, utc_text
 from cxrbatch.store.views import RESULT_COLUMNS, results
 
-__all__ = ["check_writable", "write_csv", "write_jsonl", "write_parquet", "writer_for"]
+__all__ = ["CsvLines", "check_writable", "defused", "write_csv", "write_jsonl", "write_parquet", "writer_for"]
 
 Rows = Iterable[Sequence[Any]]  # values in the order of RESULT_COLUMNS
 Writer = Callable[[str, Rows], int]
@@ -65,7 +65,7 @@ def write_csv(path: str, rows: Rows) -> int:
     """
     with _text_target(path, write_csv) as file:
         # Before Python 3.13, csv quotes a cell with \r only if the line terminator contains \r.
-        writer = csv.writer(_CsvLines(file), lineterminator="\r\n")
+        writer = csv.writer(CsvLines(file), lineterminator="\r\n")
         writer.writerow(RESULT_COLUMNS)
         count = 0
         for row in rows:
@@ -82,7 +82,12 @@ def write_csv(path: str, rows: Rows) -> int:
     return count
 
 
-class _CsvLines:
+def defused(text: str) -> str:
+    """A cell that a spreadsheet does not run."""
+    return "'" + text if text[:1] in _FORMULA else text
+
+
+class CsvLines:
     """Writes rows that end with CR LF with LF instead; any earlier line break is inside a quoted cell."""
 
     def __init__(self, file: IO[str]) -> None:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
 from cxrbatch.store.connection import connect
+from cxrbatch.store.paths import plain
 from cxrbatch.store.review_schema import NO_ROUND, review_leases, round_items, round_readers, rounds
 from cxrbatch.store.schema import FileState, audit, files, images, models, predictions, runs, scores
 from cxrbatch.store.sql import AnyRow, insert
@@ -157,5 +158,6 @@ def take_lease(connection: Connection, store: Store, image_id: int, reader: str,
 def write_audit(store: Store, actor: str, event: str, *, path: str | None = None, detail: str = "") -> None:
     """Append what somebody did to `audit`."""
     with connect(store.engine, write=True) as connection:
-        row: dict[str, Any] = {"at": store.now(connection), "event": event, "path": path, "detail": detail}
+        said = plain(detail, 8000)  # it may name a file of the user's, and such a name is bytes
+        row: dict[str, Any] = {"at": store.now(connection), "event": event, "path": path, "detail": said}
         connection.execute(sa.insert(audit), row | {"actor": actor})

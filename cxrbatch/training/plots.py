@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cxrbatch.imaging.normalize import fit_model_input
-from cxrbatch.output_file import new_file
+from cxrbatch.output_file import earlier_plot, new_file
 from cxrbatch.training.preparation import Prepared
 from cxrbatch.types import ModelInputSpec
 
@@ -44,12 +44,8 @@ def _dress(axes: Axes, title: str, x: str = "", y: str = "") -> None:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    with new_file(file, _earlier_plot) as png:
+    with new_file(file, earlier_plot) as png:
         figure.savefig(png, format="png")
-
-
-def _earlier_plot(first: bytes, last: bytes) -> bool:
-    return first.startswith(b"\x89PNG") and b"tEXtSoftware\0Matplotlib" in first
 
 
 def plot_curves(history: Sequence[dict[str, Any]], file: Path) -> None:

@@ -77,7 +77,7 @@ const bodyOf = (id, size) =>
     return parseBody(await answer.arrayBuffer());
   });
 
-async function open(named, { push = true, message = "" } = {}) {
+async function open(named, { push = true, message = "", comment = "" } = {}) {
   const key = String(named); // the page names it as text, the server as a number
   const turn = (showing += 1);
   if (!bodies.size) showMessage("Loading …");
@@ -93,7 +93,8 @@ async function open(named, { push = true, message = "" } = {}) {
   if (push) history.pushState({ key }, "", source.url(key));
   document.title = `${state.name} · cxrbatch`;
   fill(current);
-  banner(message);
+  element("comment").value = comment;
+  banner([message, othersUnsaved(key)].filter(Boolean).join(" "));
   try {
     const body = await bodyOf(state.id, "reduced");
     if (turn !== showing) return undefined;
@@ -156,7 +157,8 @@ const pending = {
   done: (id) => sessionStorage.setItem("pending", JSON.stringify(pending.all().filter((act) => act.document.act_id !== id))),
 };
 const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {place, key, shown, signature}
-const sending = new Set(); // promises of acts that are on their way
+const sending = new Map(); // key of an image -> promise of its last act that is on its way
+const unsaved = new Map(); // key of an image -> its name: its reading could not be saved, and it was not read again
 const isHere = (done) => done.place === source.place;
 const keepActs = () => sessionStorage.setItem("acts", JSON.stringify(doneActs.slice(-50)));
 
@@ -166,7 +168,18 @@ function forget(done) {
   keepActs();
 }
 
-async function send(act) {
+// Acts on one image go one after another: one that is tried again must not come after a later one and replace it.
+function send(act) {
+  const sent = Promise.resolve(sending.get(act.key))
+    .catch(() => {})
+    .then(() => deliver(act));
+  sending.set(act.key, sent);
+  const settled = () => sending.get(act.key) === sent && sending.delete(act.key);
+  sent.then(settled, settled);
+  return sent;
+}
+
+async function deliver(act) {
   for (const wait of [...RETRIES_MS, 0]) {
     try {
       const answer = await post("/api/acts", act.document);
@@ -214,11 +227,11 @@ async function act(action, label = null) {
   }
   const made = actOn(state, action, label);
   pending.add(made);
+  unsaved.delete(state.key);
   const done = { place: source.place, key: state.key, shown: state.shown, signature: state.signature };
   doneActs.push(done);
   keepActs();
   const sent = send(made);
-  sending.add(sent);
   let next = "unread" in state ? (state.unread ?? undefined) : state.next?.[0];
   // This state may be older than the last save: an image that was just read is not the next one.
   if ("unread" in state && doneActs.some((one) => isHere(one) && one.key === String(next))) next = undefined;
@@ -228,7 +241,7 @@ async function act(action, label = null) {
     const answer = await sent;
     if (answer.others?.length) note(`${state.name}: ${answer.others.join(", ")} has read it too (${answer.status}).`);
     if (next === undefined) {
-      await Promise.allSettled(sending); // what is not saved yet would count as unread
+      await Promise.allSettled(sending.values()); // what is not saved yet would count as unread
       if (turn !== showing) return; // the reader has gone elsewhere, or was sent back to what could not be saved
       states.delete(state.key);
       await open(state.key, { push: false });
@@ -238,16 +251,22 @@ async function act(action, label = null) {
     }
   } catch (error) {
     forget(done);
+    unsaved.set(state.key, state.name);
     states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
-    open(state.key, { message: `Not saved: ${error.message}` });
-  } finally {
-    sending.delete(sent);
+    open(state.key, { message: `Not saved: ${error.message}`, comment: made.document.comment });
   }
+}
+
+// Of several readings that could not be saved the page comes back to one.
+function othersUnsaved(key) {
+  const names = [...unsaved].filter(([other]) => other !== key).map(([, name]) => name);
+  return names.length ? `Not saved either: ${names.join(", ")}.` : "";
 }
 
 async function undo() {
   const last = doneActs.findLast(isHere) ?? (current?.mine ? current : null);
   if (!last) return note("There is nothing to undo.");
+  const at = doneActs.indexOf(last);
   forget(last);
   const made = actOn({ ...last }, "withdraw");
   made.document.comment = "";
@@ -258,6 +277,8 @@ async function undo() {
     await open(last.key);
     note("Your reading of this image is withdrawn.");
   } catch (error) {
+    if (!error.final && at >= 0) doneActs.splice(at, 0, last); // the next undo is of this act still, not of an earlier one
+    keepActs();
     banner(`Not undone: ${error.message}`);
   }
   return undefined;
@@ -310,7 +331,6 @@ function fill(state) {
   element("name").textContent = state.name;
   element("folder").textContent = state.folder ?? "";
   element("place").textContent = state.place ?? "";
-  element("comment").value = "";
   fillAnswer(state);
   fillBars(state.bars ?? []);
   fillChoices(state);
