@@ -45,9 +45,11 @@ def read_png(data: bytes, limits: Limits) -> StoredImage:
     require_size(png.rows, png.columns, limits)
     decoder, orientation = f"imagecodecs {imagecodecs.__version__} png", 1
     try:
-        if png.depth != 16 and not png.plain:
+        if png.depth != 16 and not (png.plain and png.depth == 8 and not png.interlaced):
             raise ValueError("more in it than samples")
         samples, flags = flatten_alpha(np.asarray(imagecodecs.png_decode(data)))
+        if not png.plain:
+            orientation = _exif_orientation(data, "PNG")
     except MemoryError:
         raise
     except Exception as error:
@@ -69,7 +71,7 @@ def read_jpeg(data: bytes, limits: Limits, specs: Sequence[ModelInputSpec] = ())
     """
     header = jpeg_header(data)
     require_size(header.rows, header.columns, limits)
-    orientation = _exif_orientation(data)
+    orientation = _exif_orientation(data, "JPEG")
     most = 1 if orientation in range(2, 9) else shrink_factor(header.rows, header.columns, specs)
     shrunk = 1
     flags: list[str] = []
@@ -87,6 +89,8 @@ def read_jpeg(data: bytes, limits: Limits, specs: Sequence[ModelInputSpec] = ())
             samples, _, _ = _by_pillow(data, "JPEG")
             decoder, shrunk = _PILLOW, 1
     else:
+        if header.components == 3 and header.lossy:
+            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "JPEG of more than 8 bits in colour is not read.")
         output = decode_jpeg(data, header, most)
         samples, decoder, suspect, shrunk = output.samples, output.decoder, output.suspect, output.shrunk
     if suspect:
@@ -164,9 +168,9 @@ def flatten_alpha(samples: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
     return (colour[..., 0] if colour.shape[2] == 1 else colour), flags
 
 
-def _exif_orientation(data: bytes) -> int:
+def _exif_orientation(data: bytes, format_: str) -> int:
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(data), formats=(format_,)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
@@ -181,7 +185,8 @@ class _Png:
     depth: int  # bits of a sample
     colour_type: int
     animated: bool
-    plain: bool  # 8-bit samples and no chunk that changes the image: no palette, key, EXIF or XMP
+    interlaced: bool
+    plain: bool  # no chunk that changes the image: no palette, key, EXIF or XMP
 
 
 def _png_chunks(data: bytes) -> _Png:
@@ -211,4 +216,4 @@ def _png_chunks(data: bytes) -> _Png:
     if not pixels:
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG file has no pixel data.")
     columns, rows, depth, colour_type, _, _, interlaced = header
-    return _Png(columns, rows, depth, colour_type, animated, plain and depth == 8 and not interlaced)
+    return _Png(columns, rows, depth, colour_type, animated, bool(interlaced), plain)

@@ -30,6 +30,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
 _ORIENTATION = 274
+_UNASSOCIATED_ALPHA = 2
 _LZW, _JPEG = 5, 7
 # Uncompressed, LZW, JPEG, deflate (both numbers), PackBits, Zstandard. tifffile supports dozens of others, but rare
 # codecs tend to crash the process on damaged data.
@@ -183,9 +184,11 @@ def _samples(page: Any) -> tuple[NDArray[Any], GreyScale, list[str]]:
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8)
     flags: list[str] = []
+    # Only by unassociated alpha: colours of associated alpha are composited already, other extra samples are no alpha.
+    has_alpha = tuple(page.extrasamples) == (_UNASSOCIATED_ALPHA,)
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         if samples.ndim == 3:
-            samples, flags = (samples[..., 0], []) if samples.shape[2] != 2 else flatten_alpha(samples)
+            samples, flags = flatten_alpha(samples) if has_alpha else (samples[..., 0], [])
         scale = GreyScale(bits, inverted=photometric == _WHITE_IS_ZERO, may_fill_range=bits == 16)
         return samples, scale, flags
     if photometric == _PALETTE and samples.ndim == 2:
@@ -198,9 +201,9 @@ def _samples(page: Any) -> tuple[NDArray[Any], GreyScale, list[str]]:
         inks = top - samples[..., :4].astype(np.uint64)
         rgb = (inks[..., :3] * inks[..., 3:] + top // 2) // top
         return rgb.astype(samples.dtype), GreyScale(bits, may_fill_range=bits == 16), flags
-    if photometric not in (_RGB, _YCBCR):
+    if photometric != _RGB and (photometric, page.compression) != (_YCBCR, _JPEG):  # only of JPEG it is turned to RGB
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a colour space that is not read.")
-    if samples.shape[2] == 4:
+    if has_alpha:
         samples, flags = flatten_alpha(samples)
     return samples[..., :3], GreyScale(bits, may_fill_range=bits == 16), flags
 
