@@ -20,6 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at impo
 
 from cxrbatch.dicom_out.objects import MadeObject
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.settings import AE_TITLE, AE_TITLE_RULE
 
 __all__ = ["Destination", "Sending", "Status", "open_destination", "parse_destination"]
 
@@ -80,8 +81,8 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
     if parts.scheme not in ("dicom", "dicoms") or not parts.hostname or port is None or not parts.username:
         raise _no_destination(url)
     calling = parse_qs(parts.query).get("calling", ["CXRBATCH"])[0]
-    if not all(0 < len(title) <= 16 for title in (parts.username, calling)):
-        raise Fatal("An application entity title has 1 to 16 characters.", ExitCode.USAGE)
+    if not all(AE_TITLE.fullmatch(title) for title in (parts.username, calling)):
+        raise Fatal(f"A{AE_TITLE_RULE[1:]}.", ExitCode.USAGE)
     return Destination(
         ae_title=parts.username,
         host=parts.hostname,
