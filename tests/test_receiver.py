@@ -307,7 +307,7 @@ def test_nothing_is_put_where_a_share_was_unmounted(folder: Path) -> None:
             assert association.send_c_store(instance(seed=1)).Status == 0x0000
             assert len(stored(folder)) == 1
         assert association.send_c_store(instance(seed=2)).Status == 0xA700
-        assert not stored(folder) and heard == [("store_failed", {"error": "OSError"})]
+        assert not stored(folder) and heard == [("share_unmounted", {})]
         with tmpfs(folder):
             assert association.send_c_store(instance(seed=2)).Status == 0x0000
 

@@ -8,7 +8,6 @@ Of what a peer sends, only numbers are logged.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import secrets
@@ -133,7 +132,9 @@ class Receiving:
         if is_own_uid(uid):  # structured reports never come so far: no context for them is accepted
             self._tell("own_object_refused")
             return _NOT_AUTHORIZED
-        self._require_share()
+        if self._is_hidden():
+            self._tell("share_unmounted")
+            return _OUT_OF_RESOURCES
         if shutil.disk_usage(self.folder).free < self.listen.min_free_bytes:
             self._tell("disk_nearly_full", free_mib=shutil.disk_usage(self.folder).free >> 20)
             return _OUT_OF_RESOURCES
@@ -151,13 +152,12 @@ class Receiving:
         failpoint("receiver.stored")
         return _SUCCESS
 
-    def _require_share(self) -> None:
-        """Raise OSError if the share of the folder was unmounted: what is written now would be hidden by it later."""
+    def _is_hidden(self) -> bool:
+        """Whether the share of the folder was unmounted: what is written now would be hidden when it is back."""
         point = _mount_point(self.folder)
         if len(point) > len(self._mount_point):
             self._mount_point = point  # it was mounted since the start
-        if point != self._mount_point:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return point != self._mount_point
 
     def _keep(self, received: ReceivedInstance, first: Path, second: Path) -> int:
         """Write under the first name if it is free, else under the second. Raises OSError if both are taken."""
