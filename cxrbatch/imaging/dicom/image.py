@@ -27,6 +27,7 @@ from cxrbatch.types import ImageFacts, ModelInputSpec
 __all__ = ["read_dicom_image"]
 
 _ITEMS, _MOST_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"), 100_000
+_MOST_FRAMES = 2**31 - 1  # of an IS (PS3.5 6.2), and of the column in the store
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _NUMBERS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
 _UNREADABLE = Window(math.nan, math.nan)  # shows that there is one, which is then flagged `window_unusable`
@@ -43,6 +44,8 @@ def read_dicom_image(
     rows, columns = (_positive(dataset, keyword) for keyword in ("Rows", "Columns"))
     require_size(rows, columns, limits)
     frames = max(1, int(_number(dataset, "NumberOfFrames") or 1))
+    if frames > _MOST_FRAMES:
+        raise Rejected(ReasonCode.CORRUPT_DICOM, "The header has no usable NumberOfFrames.")
     bits_stored = int(_number(dataset, "BitsStored") or _number(dataset, "BitsAllocated") or 0)
     if PIXEL_KEYWORDS[1] in dataset:
         bits_stored = 32
