@@ -263,6 +263,16 @@ def test_who_may_send_and_what_we_are_called(folder: Path) -> None:
     assert not stored(folder)
 
 
+def test_a_title_that_is_no_ascii_is_refused_and_leaves_a_line_in_the_log(folder: Path) -> None:
+    heard = Heard()
+    request = struct.pack(">HH", 1, 0) + b"CXR".ljust(16) + "RÖNTGEN".encode("latin-1").ljust(16) + bytes(32)
+    with listening(folder, heard) as receiver, socket.create_connection((receiver.host, receiver.port)) as peer:
+        peer.sendall(struct.pack(">BBL", 1, 0, len(request)) + request)
+        peer.settimeout(60)
+        assert peer.recv(100)[:1] == b"\x07"  # A-ABORT
+    assert heard == [("association_refused", {})]
+
+
 def test_a_full_disk_is_said_so_that_the_sender_keeps_its_image(folder: Path) -> None:
     heard = Heard()
     with listening(folder, heard, min_free_bytes=2**60) as receiver, sender(receiver) as association:
