@@ -88,3 +88,16 @@ def test_ycbcr_of_a_tiff_that_no_decoder_turns_to_rgb_is_refused(compression: st
 def test_a_colour_jpeg_of_12_bits_is_refused() -> None:
     wide = GREY_AS_RGB.astype(np.uint16) * 16
     assert refusal(imagecodecs.jpeg8_encode(wide, bitspersample=12)) == ReasonCode.UNSUPPORTED_PIXELS
+
+
+@pytest.mark.parametrize(("tag", "at", "value"), [(262, 0, 263), (284, 8, 8)], ids=["no polarity", "no layout"])
+def test_a_tiff_that_does_not_say_what_its_pixels_mean_is_refused(tag: int, at: int, value: int) -> None:
+    buffer = io.BytesIO()
+    samples = np.dstack([EIGHT] * 4)
+    tifffile.imwrite(buffer, samples, byteorder="<", photometric="minisblack", extrasamples=["unspecified"] * 3)
+    data = bytearray(buffer.getvalue())
+    np.testing.assert_array_equal(read_grey(bytes(data))[0], EIGHT)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        entry = file.pages.first.tags[tag].offset
+    data[entry + at : entry + at + 2] = value.to_bytes(2, "little")
+    assert refusal(bytes(data)) == ReasonCode.UNSUPPORTED_PIXELS

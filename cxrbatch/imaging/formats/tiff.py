@@ -29,7 +29,7 @@ __all__ = ["read_tiff"]
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
-_ORIENTATION = 274
+_PHOTOMETRIC, _ORIENTATION = 262, 274
 _UNASSOCIATED_ALPHA = 2
 _LZW, _JPEG = 5, 7
 # Uncompressed, LZW, JPEG, deflate (both numbers), PackBits, Zstandard. tifffile supports dozens of others, but rare
@@ -58,6 +58,8 @@ def read_tiff(data: bytes, limits: Limits) -> StoredImage:
                 _require_sound_lzw(page, data)
             suspect = page.compression == _JPEG and _require_sound_jpeg(page, data)
             samples, scale, flags = _samples(page)
+            if samples.shape[:2] != (rows, columns):
+                raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
             if suspect:
                 flags.append("decoder_warning")
             if _has_second_page(file):
@@ -108,6 +110,8 @@ def _require_directory(data: bytes) -> None:
 def _require_known_layout(page: Any) -> None:
     if page.compression not in _COMPRESSIONS:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, f"TIFF compression {int(page.compression)} is not read.")
+    if _PHOTOMETRIC not in page.tags:  # readers differ in whether 0 is then black or white
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file does not say which of its values are white.")
     if page.samplesperpixel > 5 or page.imagedepth != 1 or page.fillorder != 1:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
 
