@@ -53,6 +53,10 @@ def _listed(value: object) -> object:
         raise ValueError('write a JSON list, e.g. ["*.dcm", "*.png"], or items with commas between them') from None
 
 
+#: Application entity titles (PS3.5 6.2, AE).
+AE_TITLE = re.compile(r"(?=.*[^ ])[ -\[\]-~]{1,16}")
+AE_TITLE_RULE = "an application entity title has 1 to 16 ASCII characters, no backslash, and more than spaces"
+
 Texts = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 
 
@@ -159,7 +163,17 @@ class Settings(BaseSettings):
     def _port_exists(cls, listen: str) -> str:
         if listen and int(listen.rpartition(":")[2]) > _LARGEST_PORT:
             raise ValueError(f"the largest port is {_LARGEST_PORT}")
+        title, has_title, _ = listen.partition("@")
+        if has_title and not AE_TITLE.fullmatch(title):
+            raise ValueError(AE_TITLE_RULE)
         return listen
+
+    @field_validator("calling_ae_titles")
+    @classmethod
+    def _are_titles(cls, titles: list[str]) -> list[str]:
+        if not all(AE_TITLE.fullmatch(title) for title in titles):
+            raise ValueError(AE_TITLE_RULE)
+        return titles
 
     @field_validator("review_trusted_proxies")
     @classmethod

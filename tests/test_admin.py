@@ -65,6 +65,11 @@ def test_config_show_and_the_rows_of_runs_hide_a_password_in_the_options(tmp_pat
     [
         ("CXRBATCH_PIH", "drop", ["'pih'", "CXRBATCH_PIH"]),
         ("CXRBATCH_LISTEN", "0.0.0.0:99999", ["'listen'", "65535"]),
+        ("CXRBATCH_LISTEN", "RÖNTGEN@0.0.0.0:104", ["'listen'", "ASCII"]),
+        ("CXRBATCH_LISTEN", "A\\B@0.0.0.0:104", ["'listen'", "backslash"]),
+        ("CXRBATCH_CALLING_AE_TITLES", "PACS,LONGER_THAN_SIXTEEN", ["'calling_ae_titles'", "16"]),
+        ("CXRBATCH_CALLING_AE_TITLES", '["PACS", " "]', ["'calling_ae_titles'", "spaces"]),
+        ("CXRBATCH_SEND_TO", '[{"name": "a", "url": "dicom://PÄCS@h:104"}]', ["ASCII"]),
         ("CXRBATCH_DB", "mysql://u:s3cret@h/d", ["mysql"]),
         ("CXRBATCH_INCLUDE", "[[[", ["'include'", "JSON list"]),
         ("CXRBATCH_INCLUDE", "[" * 100_000, ["'include'", "JSON list"]),

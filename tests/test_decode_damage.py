@@ -294,3 +294,17 @@ def test_a_directory_beyond_all_numbers_is_damage() -> None:
     with pytest.raises(Rejected) as caught:
         decode_bytes(data, (), Limits(), Identifiers("drop"))
     assert caught.value.reason_code == ReasonCode.TRUNCATED and unexpected.total() == before
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "1"])
+def test_a_png_whose_data_end_properly_before_its_last_row_is_truncated(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(160 * 144, dtype=np.uint32).astype(np.uint8).reshape(160, 144)).convert(mode).save(
+        buffer, "PNG"
+    )
+    whole = buffer.getvalue()
+    read_grey(whole)
+    header = whole[12:20] + struct.pack(">I", 176) + whole[24:29]
+    with pytest.raises(Rejected) as caught:
+        read_grey(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    assert caught.value.reason_code == ReasonCode.TRUNCATED

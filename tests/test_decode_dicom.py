@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import fields
 from typing import Any
 
@@ -322,6 +323,15 @@ def test_what_cannot_be_read_says_why() -> None:
     flat = as_dicom(np.full((64, 64), 7, np.uint8))
     assert refusal(write_dicom(flat)) == ReasonCode.CONSTANT_IMAGE
     assert refusal(write_dicom(as_dicom(EIGHT[:16, :16].copy()))) == ReasonCode.TOO_SMALL
+
+
+@pytest.mark.parametrize("frames", ["2147483648", "99999999999999999999", "9" * 200])
+def test_a_number_of_frames_that_no_store_can_hold_is_a_reason(frames: str) -> None:
+    data = write_dicom(as_dicom(EIGHT, JPEG2000Lossless))
+    at = data.index(b"\x28\x00\x10\x00US")
+    value = frames.ljust(len(frames) + len(frames) % 2).encode()
+    element = b"\x28\x00\x08\x00IS" + struct.pack("<H", len(value)) + value
+    assert refusal(data[:at] + element + data[at:]) == ReasonCode.CORRUPT_DICOM
 
 
 def test_sizes_are_checked_before_anything_is_allocated() -> None:

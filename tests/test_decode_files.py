@@ -222,6 +222,29 @@ def test_alpha_is_composited_on_black_and_flagged(depth: int) -> None:
     assert "alpha" in facts.quality_flags
 
 
+def test_extra_samples_of_a_tiff_are_alpha_only_if_they_say_so() -> None:
+    other = np.roll(GREY, 40, 0)
+    for kind, expected, flags in (
+        ("unspecified", GREY, ()),
+        ("assocalpha", GREY, ()),  # composited already
+        ("unassalpha", (GREY.astype(int) * other + 127) // 255, ("alpha",)),
+    ):
+        for colours, photometric in ((1, "minisblack"), (3, "rgb")):
+            samples = np.dstack([GREY] * colours + [other])
+            grey, facts = read_grey(tiff(samples, photometric=photometric, planarconfig="contig", extrasamples=[kind]))
+            np.testing.assert_array_equal(grey, expected)
+            assert facts.quality_flags == flags
+
+
+def test_png_of_16_bits_is_turned_as_its_exif_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright, _ = read_grey(saved(Image.fromarray(WIDE), "PNG"))
+    grey, facts = read_grey(saved(Image.fromarray(WIDE), "PNG", exif=exif))
+    np.testing.assert_array_equal(grey, np.rot90(upright, -1))
+    assert "rotated" in facts.quality_flags
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_tiff_of_more_than_8_bits(order: Any) -> None:
     grey, _ = read_grey(tiff(WIDE, byteorder=order))

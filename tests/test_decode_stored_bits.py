@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import imagecodecs
@@ -225,6 +226,21 @@ def test_a_high_bit_that_contradicts_the_values_is_refused(values: Any, high: in
     with pytest.raises(Rejected, match="HighBit") as caught:
         read_grey(write_dicom(as_dicom(values, bits=10, HighBit=high, **WINDOW)))
     assert caught.value.reason_code is code
+
+
+def test_a_header_that_claims_billions_of_bits_costs_nothing() -> None:
+    data = write_dicom(as_dicom(TWELVE, bits=12, **WINDOW))
+    at = data.index(b"\x28\x00\x02\x01US")
+    for value in (b"9999999999", b"1e400 "):
+        hostile = data[:at] + b"\x28\x00\x02\x01IS" + bytes([len(value), 0]) + value + data[at + 10 :]
+        tracemalloc.start()
+        try:
+            read_grey(hostile)
+        except Rejected as problem:
+            assert problem.reason_code == ReasonCode.CORRUPT_DICOM
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 2**25
 
 
 def test_a_high_bit_is_not_asked_where_values_fill_their_words() -> None:

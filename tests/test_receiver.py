@@ -34,8 +34,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from cxrbatch.errors import Fatal
+from cxrbatch.intake.instance_files import ReceivedInstance
 from cxrbatch.intake.receiver import ACCEPTED_SYNTAXES, STORAGE_CLASSES, Listen, Receiving, Tls, file_name, receive
 from cxrbatch.own_objects import make_uid
+from mounting import tmpfs
 
 CLASSES = [
     ComputedRadiographyImageStorage,
@@ -261,6 +263,16 @@ def test_who_may_send_and_what_we_are_called(folder: Path) -> None:
     assert not stored(folder)
 
 
+def test_a_title_that_is_no_ascii_is_refused_and_leaves_a_line_in_the_log(folder: Path) -> None:
+    heard = Heard()
+    request = struct.pack(">HH", 1, 0) + b"CXR".ljust(16) + "RÖNTGEN".encode("latin-1").ljust(16) + bytes(32)
+    with listening(folder, heard) as receiver, socket.create_connection((receiver.host, receiver.port)) as peer:
+        peer.sendall(struct.pack(">BBL", 1, 0, len(request)) + request)
+        peer.settimeout(60)
+        assert peer.recv(100)[:1] == b"\x07"  # A-ABORT
+    assert heard == [("association_refused", {})]
+
+
 def test_a_full_disk_is_said_so_that_the_sender_keeps_its_image(folder: Path) -> None:
     heard = Heard()
     with listening(folder, heard, min_free_bytes=2**60) as receiver, sender(receiver) as association:
@@ -283,6 +295,31 @@ def test_a_write_that_fails_leaves_nothing_and_is_not_acknowledged(
         assert not stored(folder)
         assert association.send_c_store(instance("1.2.3")).Status == 0x0000
     assert heard == [("store_failed", {"error": "OSError"})]
+
+
+def test_a_machine_without_memory_is_said_so_that_the_sender_keeps_its_image(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ReceivedInstance, "of", fail)
+    heard = Heard()
+    with listening(folder, heard) as receiver, sender(receiver) as association:
+        assert association.send_c_store(instance()).Status == 0xA700
+    assert heard == [("store_failed", {"error": "MemoryError"})]
+
+
+def test_nothing_is_put_where_a_share_was_unmounted(folder: Path) -> None:
+    heard = Heard()
+    with listening(folder, heard) as receiver, sender(receiver) as association:
+        with tmpfs(folder):
+            assert association.send_c_store(instance(seed=1)).Status == 0x0000
+            assert len(stored(folder)) == 1
+        assert association.send_c_store(instance(seed=2)).Status == 0xA700
+        assert not stored(folder) and heard == [("share_unmounted", {})]
+        with tmpfs(folder):
+            assert association.send_c_store(instance(seed=2)).Status == 0x0000
 
 
 def test_what_is_there_already_is_acknowledged_once_its_folder_is_on_the_disk(

@@ -20,6 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at impo
 
 from cxrbatch.dicom_out.objects import MadeObject
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.settings import AE_TITLE, AE_TITLE_RULE
 
 __all__ = ["Destination", "Sending", "Status", "open_destination", "parse_destination"]
 
@@ -81,8 +82,8 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
     if parts.scheme not in ("dicom", "dicoms") or not parts.hostname or port is None or not parts.username:
         raise _no_destination(url)
     calling = parse_qs(parts.query).get("calling", ["CXRBATCH"])[0]
-    if not all(_is_title(title) for title in (parts.username, calling)):
-        raise Fatal("An application entity title has 1 to 16 ASCII characters and no backslash.", ExitCode.USAGE)
+    if not all(AE_TITLE.fullmatch(title) for title in (parts.username, calling)):
+        raise Fatal(f"A{AE_TITLE_RULE[1:]}.", ExitCode.USAGE)
     return Destination(
         ae_title=parts.username,
         host=parts.hostname,
@@ -93,11 +94,6 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
         tls_certificate=tls_certificate,
         tls_key=tls_key,
     )
-
-
-def _is_title(text: str) -> bool:
-    """PS3.5 6.2, AE."""
-    return bool(text.strip()) and len(text) <= 16 and text.isascii() and text.isprintable() and "\\" not in text
 
 
 def _no_destination(url: str) -> Fatal:

@@ -66,7 +66,7 @@ def serve(
     """
     own: list[Any] = [
         (evt.EVT_CONN_OPEN, lambda event: _set_deadlines(event, limits)),
-        (evt.EVT_FSM_TRANSITION, _end_without_request),
+        (evt.EVT_FSM_TRANSITION, lambda event: _end_without_request(event, refused)),
     ]
     server: Any = entity.make_server(
         address,
@@ -240,9 +240,11 @@ def _set_deadlines(event: Event, limits: ConnectionLimits) -> None:
     connection.recv = recv  # type: ignore[method-assign]
 
 
-def _end_without_request(event: Event) -> None:
+def _end_without_request(event: Event, refused: Callable[[], None]) -> None:
     """EVT_FSM_TRANSITION: end an association whose first PDU is not an A-ASSOCIATE-RQ; it would wait for one."""
     if event.current_state == "Sta2" and event.fsm_event != "Evt6":
+        if event.fsm_event == "Evt19":  # a request that cannot be read, such as one with an umlaut in a title
+            refused()
         event.assoc.is_aborted = True
         event.assoc.dul.to_user_queue.put(A_P_ABORT())
 

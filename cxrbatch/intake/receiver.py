@@ -37,6 +37,7 @@ from cxrbatch.failpoints import failpoint
 from cxrbatch.instance_names import duplicate_file_name, file_name
 from cxrbatch.intake.associations import ConnectionLimits, serve
 from cxrbatch.intake.instance_files import NameLocks, ReceivedInstance, is_empty_file, sync_folder, write_new
+from cxrbatch.mounts import mount_of, read_mounts
 from cxrbatch.own_objects import is_own_uid
 
 __all__ = ["ACCEPTED_SYNTAXES", "STORAGE_CLASSES", "Listen", "Receiving", "Tls", "file_name", "receive"]
@@ -110,12 +111,13 @@ class Receiving:
         self.host, self.port = listen.host, listen.port
         self._tell = tell
         self._names = NameLocks()
+        self._mount_point = _mount_point(folder)
 
     def store(self, event: Event) -> int:
         """EVT_C_STORE: the status to answer with. Never raises: pynetdicom would log the exception's text."""
         try:
             return self._store(event)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._tell("store_failed", error=type(error).__name__)
             return _OUT_OF_RESOURCES  # the sender keeps its image and tries again
         except Exception as error:
@@ -130,8 +132,12 @@ class Receiving:
         if is_own_uid(uid):  # structured reports never come so far: no context for them is accepted
             self._tell("own_object_refused")
             return _NOT_AUTHORIZED
-        if shutil.disk_usage(self.folder).free < self.listen.min_free_bytes:
-            self._tell("disk_nearly_full", free_mib=shutil.disk_usage(self.folder).free >> 20)
+        free = shutil.disk_usage(self.folder).free  # before the next look: it mounts what autofs has let go
+        if self._is_hidden():
+            self._tell("share_unmounted")
+            return _OUT_OF_RESOURCES
+        if free < self.listen.min_free_bytes:
+            self._tell("disk_nearly_full", free_mib=free >> 20)
             return _OUT_OF_RESOURCES
         received = ReceivedInstance.of(event)
         first = self.folder / file_name(uid)
@@ -146,6 +152,13 @@ class Receiving:
                 sync_folder(folder)
         failpoint("receiver.stored")
         return _SUCCESS
+
+    def _is_hidden(self) -> bool:
+        """Whether the share of the folder was unmounted: what is written now would be hidden when it is back."""
+        point = _mount_point(self.folder)
+        if len(point) > len(self._mount_point):
+            self._mount_point = point  # it was mounted since the start
+        return point != self._mount_point
 
     def _keep(self, received: ReceivedInstance, first: Path, second: Path) -> int:
         """Write under the first name if it is free, else under the second. Raises OSError if both are taken."""
@@ -239,6 +252,11 @@ def receive(
         except OSError as error:
             raise Fatal(f"The receiver cannot listen on {listen.host}:{listen.port}: {error.strerror}.") from None
         yield receiving
+
+
+def _mount_point(folder: Path) -> str:
+    mount = mount_of(os.fspath(folder), read_mounts() or [])
+    return mount.point if mount else ""
 
 
 def _data_bytes(pdu: Any) -> int:

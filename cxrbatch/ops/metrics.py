@@ -36,6 +36,7 @@ _RECEIVER_EVENTS = (
     "object_too_large",
     "store_failed",
     "disk_nearly_full",
+    "share_unmounted",
     "duplicate_instance",
     "name_taken",
     "own_object_refused",

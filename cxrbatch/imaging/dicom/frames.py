@@ -121,7 +121,7 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            samples, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **_AS_DECODED)
+            samples, seen = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **_AS_DECODED)
         except (MemoryError, Rejected):
             raise
         except Exception as error:
@@ -129,6 +129,8 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
             if smaller is not None and smaller.shrunk > 1:
                 return FirstFrame(smaller.samples, smaller.decoder, smaller.suspect, smaller.shrunk)
             raise (_trace.problem or _explain(error)) from error
+        if samples.ndim == 3 and seen["photometric_interpretation"] != "RGB":
+            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The colour space of the pixels is not read.")
         if not plugin and dataset.BitsAllocated != 1:
             samples = _fitted(samples, samples.dtype.itemsize * 8)
     native = f"pydicom {pydicom.__version__}"
@@ -164,15 +166,15 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
         output = decode_jpeg(src, header, most)
         if not _can_leave(output):
             output = decode_jpeg(src, header)
-        if header.adobe_transform == 1 and runner.photometric_interpretation == "RGB":
-            runner.set_option("photometric_interpretation", "YBR_FULL")
+        if header.colours:
+            runner.set_option("photometric_interpretation", header.colours)
     elif src.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")):
         size = j2k_header(j2k_codestream(src))
         _require_size(runner, size.rows, size.columns, size.components)
         output = decode_j2k(src, most)
         if not _can_leave(output):
             output = decode_j2k(src)
-        if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
+        if size.is_rgb or runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
             runner.set_option("photometric_interpretation", "RGB")
     elif runner.transfer_syntax == RLELossless:
         pixels, width = runner.rows * runner.columns, max(1, runner.bits_allocated // 8)

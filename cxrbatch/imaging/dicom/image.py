@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,10 @@ from cxrbatch.types import ImageFacts, ModelInputSpec
 __all__ = ["read_dicom_image"]
 
 _ITEMS, _MOST_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"), 100_000
+_MOST_FRAMES = 2**31 - 1  # of an IS (PS3.5 6.2), and of the column in the store
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_NUMBERS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
+_UNREADABLE = Window(math.nan, math.nan)  # shows that there is one, which is then flagged `window_unusable`
 
 
 def read_dicom_image(
@@ -40,6 +44,8 @@ def read_dicom_image(
     rows, columns = (_positive(dataset, keyword) for keyword in ("Rows", "Columns"))
     require_size(rows, columns, limits)
     frames = max(1, int(_number(dataset, "NumberOfFrames") or 1))
+    if frames > _MOST_FRAMES:
+        raise Rejected(ReasonCode.CORRUPT_DICOM, "The header has no usable NumberOfFrames.")
     bits_stored = int(_number(dataset, "BitsStored") or _number(dataset, "BitsAllocated") or 0)
     if PIXEL_KEYWORDS[1] in dataset:
         bits_stored = 32
@@ -81,13 +87,12 @@ def _seen(
             raise Rejected(ReasonCode.CORRUPT_DICOM, "The colour palette does not parse.") from error
         return coloured[..., :3], GreyScale(coloured.dtype.itemsize * 8, may_fill_range=True)
     if samples.ndim == 3:
-        if samples.shape[2] not in (3, 4) or samples.dtype.kind != "u" or samples.dtype.itemsize > 4:
+        if photometric == "MONOCHROME1" or samples.dtype.kind != "u" or samples.dtype.itemsize > 4:
             raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The colour pixels have a layout that nobody defines.")
-        colour = samples[..., -3:] if photometric == "ARGB" else samples[..., :3]
-        if colour.dtype.itemsize == 4:
-            colour = (colour >> np.uint32(max(0, bits - 16))).astype(np.uint16)
+        if samples.dtype.itemsize == 4:
+            samples = (samples >> np.uint32(max(0, bits - 16))).astype(np.uint16)
             bits = min(bits, 16)
-        return colour, GreyScale(bits, may_fill_range=True)
+        return samples, GreyScale(bits, may_fill_range=True)
     if photometric not in _GREY:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, f"One sample a pixel cannot be {photometric[:16] or 'nothing'}.")
     return samples, _grey_scale(dataset, photometric, bits, little_endian, samples.dtype.kind == "i")
@@ -110,6 +115,13 @@ def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bo
     window = None
     if center is not None and width is not None:
         window = Window(center, width, function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR")
+    voi_lut = _look_up_table(places, "VOILUTSequence", little_endian, after_modality_signed or intercept < 0)
+    if voi_lut is None and any(_items(place, "VOILUTSequence") for place in places):
+        window = window or _UNREADABLE
+    if any(_is_unreadable(places, keyword) for keyword in _NUMBERS) or (
+        modality_lut is None and any(_items(place, "ModalityLUTSequence") for place in places)
+    ):
+        window, voi_lut = _UNREADABLE, None  # each of them means something only together with the others
     padding = None
     if (low := _stored_number(dataset, "PixelPaddingValue", signed)) is not None:
         limit = _stored_number(dataset, "PixelPaddingRangeLimit", signed)
@@ -120,7 +132,7 @@ def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bo
         slope=slope,
         intercept=intercept,
         modality_lut=modality_lut,
-        voi_lut=_look_up_table(places, "VOILUTSequence", little_endian, after_modality_signed or intercept < 0),
+        voi_lut=voi_lut,
         window=window,
         padding=padding,
         inverted=photometric == "MONOCHROME1" or inverse,
@@ -160,21 +172,27 @@ def _look_up_table(places: list[Dataset], keyword: str, little_endian: bool, sig
         for item in _items(place, keyword)[:1]:
             try:
                 length, first, bits = (int(v) for v in item.LUTDescriptor)
+                length = (length & 0xFFFF) or 65536
                 raw = item.LUTData
                 if isinstance(raw, bytes):
                     entries = np.frombuffer(raw, "<u2" if little_endian else ">u2")
-                    if len(raw) == (length or 65536) and bits <= 8:
-                        entries = np.frombuffer(raw, np.uint8)
                 else:
-                    entries = np.atleast_1d(np.asarray(raw, np.int64)) & 0xFFFF
+                    entries = np.atleast_1d(np.asarray(raw, np.int64) & 0xFFFF)
+                if bits <= 8 and len(entries) == (length + 1) // 2:  # two in a word, the first in its lower byte
+                    entries = entries.astype("<u2").view(np.uint8)
             except Exception:
                 return None
             first = first - 65536 if signed_input and first > 32767 else first
-            entries = entries[: (length & 0xFFFF) or 65536].astype(np.float64)
+            entries = entries[:length].astype(np.float64)
             if not len(entries) or not 1 <= bits <= 16:
                 return None
             return LookUpTable(first, entries, bits)
     return None
+
+
+def _is_unreadable(places: list[Dataset], keyword: str) -> bool:
+    """Whether there is a value, but no number, such as one with a decimal comma."""
+    return _first_number(places, keyword) is None and any(text(place, keyword) for place in places)
 
 
 def _first_number(places: list[Dataset], keyword: str) -> float | None:

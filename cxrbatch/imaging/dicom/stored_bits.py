@@ -38,11 +38,11 @@ class StoredBits:
             high = dataset.get("HighBit")
             high = stored - 1 if high is None or high == "" else int(high)
             signed = int(dataset.get("PixelRepresentation") or 0) == 1
-        except (AttributeError, TypeError, ValueError):
+        except Exception:  # what pydicom raises for values of another kind is open
             return None
         if not 1 < allocated <= 64 or not 0 < stored <= allocated:
             return None
-        value = ((1 << stored) - 1) << max(0, high + 1 - stored)
+        value = ((1 << stored) - 1) << min(max(0, high + 1 - stored), allocated)  # a header may claim billions
         return cls(allocated, stored, high, signed, _overlay_bits(dataset, allocated) & ~value)
 
     def fits(self, samples: NDArray[Any], precision: int) -> bool:
@@ -137,7 +137,7 @@ def _overlay_bits(dataset: Dataset, allocated: int) -> int:
             continue
         try:
             position, own = int(dataset[group, 0x0102].value), int(dataset[group, 0x0100].value)
-        except (KeyError, TypeError, ValueError):
+        except Exception:
             continue
         if own == allocated and 0 <= position < allocated:
             bits |= 1 << position

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 from cxrbatch.errors import ReasonCode, Rejected
 
@@ -26,7 +27,7 @@ class JpegHeader:
     rows: int
     columns: int
     components: int
-    adobe_transform: int | None  # APP14: 0 RGB or CMYK, 1 YCbCr, 2 YCCK
+    colours: Literal["RGB", "YBR_FULL", ""] = ""  # of three components, where the stream itself says so
 
     @property
     def kind(self) -> str:
@@ -50,11 +51,12 @@ class J2kHeader:
     is_signed: bool
     lossy: bool  # by its transform (9-7); a reversible one may still have lost bits by truncation
     reductions: int  # how often its sides can be halved without decoding everything; 0 unless it is plain grey
+    is_rgb: bool  # a colour transform is undone by decoding, whatever a header says of the colours
 
 
 def jpeg_header(data: bytes) -> JpegHeader:
     """Read marker segments up to the start of frame. Raises Rejected: TRUNCATED, CORRUPT_PIXELS."""
-    position, adobe = 2, None
+    position, jfif, adobe = 2, False, None
     while True:
         position = data.find(b"\xff", position)
         if position < 0 or position + 4 > len(data):
@@ -70,14 +72,26 @@ def jpeg_header(data: bytes) -> JpegHeader:
             raise Rejected(ReasonCode.CORRUPT_PIXELS, "The JPEG stream has no frame header.")
         (length,) = struct.unpack_from(">H", data, position + 2)
         segment = data[position + 4 : position + 2 + length]
+        jfif = jfif or (marker == 0xE0 and segment.startswith(b"JFIF\0"))
         if marker == 0xEE and segment[:5] == b"Adobe" and len(segment) >= 12:
             adobe = segment[11]
         if marker in _SOF_MARKERS:
             if len(segment) < 6:
                 raise Rejected(ReasonCode.TRUNCATED, "The JPEG stream ends inside its frame header.")
             precision, rows, columns, components = struct.unpack_from(">BHHB", segment)
-            return JpegHeader(marker, precision, rows, columns, components, adobe)
+            return JpegHeader(marker, precision, rows, columns, components, _jpeg_colours(jfif, adobe, segment[6:]))
         position += 2 + length
+
+
+def _jpeg_colours(is_jfif: bool, adobe_transform: int | None, components: bytes) -> Literal["RGB", "YBR_FULL", ""]:
+    """What three components (9 bytes of the SOF) are, in the order of libjpeg, but for names R, G, B; "" is unknown."""
+    if len(components) != 9:
+        return ""
+    if components[::3].upper() == b"RGB":
+        return "RGB"
+    if is_jfif or adobe_transform is not None:
+        return "RGB" if adobe_transform == 0 and not is_jfif else "YBR_FULL"
+    return "YBR_FULL" if len(set(components[1::3])) > 1 else ""  # only chroma has fewer samples
 
 
 def jpegls_near(data: bytes) -> int:
@@ -117,22 +131,22 @@ def j2k_header(codestream: bytes) -> J2kHeader:
     depth = codestream[42]
     precision = (depth & 0x7F) + 1
     plain = components == 1 and precision <= 16 and (left, top) == (0, 0)
-    levels, irreversible = _coding_style(codestream)
+    levels, irreversible, is_rgb = _coding_style(codestream)
     signed, reductions = bool(depth & 0x80), levels if plain else 0
-    return J2kHeader(bottom - top, right - left, components, precision, signed, irreversible, reductions)
+    return J2kHeader(bottom - top, right - left, components, precision, signed, irreversible, reductions, is_rgb)
 
 
-def _coding_style(codestream: bytes) -> tuple[int, bool]:
-    """Decomposition levels and whether the transform is lossy: from the main header's COD segment (T.800 A.6.1)."""
+def _coding_style(codestream: bytes) -> tuple[int, bool, bool]:
+    """Decomposition levels, whether the transform is lossy, and whether there is one of colours (T.800 A.6.1, COD)."""
     position = 2
     while position + 14 <= len(codestream):
         marker, length = struct.unpack_from(">HH", codestream, position)
         if marker == 0xFF52:
-            return min(codestream[position + 9], 32), codestream[position + 13] == 0
+            return min(codestream[position + 9], 32), codestream[position + 13] == 0, codestream[position + 8] == 1
         if marker < 0xFF00 or marker == 0xFF90:
             break
         position += 2 + length
-    return 0, False
+    return 0, False, False
 
 
 def require_whole_j2k(codestream: bytes) -> int:

@@ -32,6 +32,10 @@ _ORIENTATION = 0x0112
 # PNG chunks that do not change samples, and keywords of text chunks (at most 79 bytes) that Pillow interprets.
 _PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"bKGD"}
 _TELLING, _KEYWORD = re.compile(rb"exif|xmp|transparency", re.IGNORECASE), 4 + 79
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type
+#: Of each pass of an interlaced PNG: first column, first row, and the steps across and down.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_STEP = 1 << 20  # bytes that are inflated at once
 # Sizes are checked against `Limits` before decoding; Pillow's own limit would be lower.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -45,15 +49,18 @@ def read_png(data: bytes, limits: Limits) -> StoredImage:
     require_size(png.rows, png.columns, limits)
     decoder, orientation = f"imagecodecs {imagecodecs.__version__} png", 1
     try:
-        if png.depth != 16 and not png.plain:
+        if png.depth != 16 and not (png.plain and png.depth == 8 and not png.interlaced):
             raise ValueError("more in it than samples")
         samples, flags = flatten_alpha(np.asarray(imagecodecs.png_decode(data)))
+        if not png.plain:
+            orientation = _exif_orientation(data, "PNG")
     except MemoryError:
         raise
     except Exception as error:
         if png.depth == 16:
             raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG data do not decode.") from error
-        decoder = _PILLOW  # supports the remaining layouts and reports damage
+        decoder = _PILLOW  # supports the remaining layouts and reports damage, but not rows that are missing
+        _require_all_rows(png)
         samples, flags, orientation = _by_pillow(data, "PNG")
     if png.animated:
         flags.append("multi_frame")
@@ -69,7 +76,7 @@ def read_jpeg(data: bytes, limits: Limits, specs: Sequence[ModelInputSpec] = ())
     """
     header = jpeg_header(data)
     require_size(header.rows, header.columns, limits)
-    orientation = _exif_orientation(data)
+    orientation = _exif_orientation(data, "JPEG")
     most = 1 if orientation in range(2, 9) else shrink_factor(header.rows, header.columns, specs)
     shrunk = 1
     flags: list[str] = []
@@ -87,6 +94,8 @@ def read_jpeg(data: bytes, limits: Limits, specs: Sequence[ModelInputSpec] = ())
             samples, _, _ = _by_pillow(data, "JPEG")
             decoder, shrunk = _PILLOW, 1
     else:
+        if header.components == 3 and header.lossy:
+            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "JPEG of more than 8 bits in colour is not read.")
         output = decode_jpeg(data, header, most)
         samples, decoder, suspect, shrunk = output.samples, output.decoder, output.suspect, output.shrunk
     if suspect:
@@ -164,9 +173,9 @@ def flatten_alpha(samples: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
     return (colour[..., 0] if colour.shape[2] == 1 else colour), flags
 
 
-def _exif_orientation(data: bytes) -> int:
+def _exif_orientation(data: bytes, format_: str) -> int:
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(data), formats=(format_,)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
@@ -181,12 +190,15 @@ class _Png:
     depth: int  # bits of a sample
     colour_type: int
     animated: bool
-    plain: bool  # 8-bit samples and no chunk that changes the image: no palette, key, EXIF or XMP
+    interlaced: bool
+    plain: bool  # no chunk that changes the image: no palette, key, EXIF or XMP
+    deflated: tuple[memoryview, ...]  # the parts of the pixel data
 
 
 def _png_chunks(data: bytes) -> _Png:
     """Check every chunk's length and the CRC of the critical ones. Raises Rejected: TRUNCATED, CORRUPT_PIXELS."""
-    position, header, pixels, animated, plain = 8, None, False, False, True
+    position, header, animated, plain = 8, None, False, True
+    pixels: list[memoryview] = []
     while True:
         if position + 12 > len(data):
             raise Rejected(ReasonCode.TRUNCATED, "The PNG file ends before its end chunk.")
@@ -202,7 +214,8 @@ def _png_chunks(data: bytes) -> _Png:
             if kind != b"IHDR" or length != 13:
                 raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG file does not start with its header.")
             header = struct.unpack_from(">IIBBBBB", data, position + 8)
-        pixels = pixels or kind == b"IDAT"
+        if kind == b"IDAT":
+            pixels.append(body[4:])
         animated = animated or kind == b"acTL"
         plain = plain and (kind in _PLAIN_CHUNKS or (kind == b"tEXt" and not _TELLING.search(body[:_KEYWORD])))
         if kind == b"IEND":
@@ -211,4 +224,26 @@ def _png_chunks(data: bytes) -> _Png:
     if not pixels:
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG file has no pixel data.")
     columns, rows, depth, colour_type, _, _, interlaced = header
-    return _Png(columns, rows, depth, colour_type, animated, plain and depth == 8 and not interlaced)
+    return _Png(columns, rows, depth, colour_type, animated, bool(interlaced), plain, tuple(pixels))
+
+
+def _require_all_rows(png: _Png) -> None:
+    """Raise Rejected (TRUNCATED) if the pixel data end before the last row: Pillow would fill it up with zeros."""
+    bits, missing = png.depth * _CHANNELS.get(png.colour_type, 1), 0
+    for left, top, across, down in _ADAM7 if png.interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(png.columns - left) // across), -(-(png.rows - top) // down)
+        missing += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
+    inflater = zlib.decompressobj()
+    for part in png.deflated:
+        feed: bytes | memoryview = part
+        while missing > 0:
+            try:
+                inflated = len(inflater.decompress(feed, min(missing, _STEP)))
+            except zlib.error:  # Pillow says so
+                return
+            feed = inflater.unconsumed_tail
+            missing -= inflated
+            if not inflated:
+                break
+    if missing > 0:
+        raise Rejected(ReasonCode.TRUNCATED, "The PNG data end before the image does.")

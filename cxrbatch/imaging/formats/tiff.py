@@ -29,7 +29,8 @@ __all__ = ["read_tiff"]
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
-_ORIENTATION = 274
+_PHOTOMETRIC, _ORIENTATION = 262, 274
+_UNASSOCIATED_ALPHA = 2
 _LZW, _JPEG = 5, 7
 # Uncompressed, LZW, JPEG, deflate (both numbers), PackBits, Zstandard. tifffile supports dozens of others, but rare
 # codecs tend to crash the process on damaged data.
@@ -57,6 +58,8 @@ def read_tiff(data: bytes, limits: Limits) -> StoredImage:
                 _require_sound_lzw(page, data)
             suspect = page.compression == _JPEG and _require_sound_jpeg(page, data)
             samples, scale, flags = _samples(page)
+            if samples.shape[:2] != (rows, columns):
+                raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
             if suspect:
                 flags.append("decoder_warning")
             if _has_second_page(file):
@@ -107,6 +110,8 @@ def _require_directory(data: bytes) -> None:
 def _require_known_layout(page: Any) -> None:
     if page.compression not in _COMPRESSIONS:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, f"TIFF compression {int(page.compression)} is not read.")
+    if _PHOTOMETRIC not in page.tags:  # readers differ in whether 0 is then black or white
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file does not say which of its values are white.")
     if page.samplesperpixel > 5 or page.imagedepth != 1 or page.fillorder != 1:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
 
@@ -183,9 +188,11 @@ def _samples(page: Any) -> tuple[NDArray[Any], GreyScale, list[str]]:
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8)
     flags: list[str] = []
+    # Only by unassociated alpha: colours of associated alpha are composited already, other extra samples are no alpha.
+    has_alpha = tuple(page.extrasamples) == (_UNASSOCIATED_ALPHA,)
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         if samples.ndim == 3:
-            samples, flags = (samples[..., 0], []) if samples.shape[2] != 2 else flatten_alpha(samples)
+            samples, flags = flatten_alpha(samples) if has_alpha else (samples[..., 0], [])
         scale = GreyScale(bits, inverted=photometric == _WHITE_IS_ZERO, may_fill_range=bits == 16)
         return samples, scale, flags
     if photometric == _PALETTE and samples.ndim == 2:
@@ -198,9 +205,9 @@ def _samples(page: Any) -> tuple[NDArray[Any], GreyScale, list[str]]:
         inks = top - samples[..., :4].astype(np.uint64)
         rgb = (inks[..., :3] * inks[..., 3:] + top // 2) // top
         return rgb.astype(samples.dtype), GreyScale(bits, may_fill_range=bits == 16), flags
-    if photometric not in (_RGB, _YCBCR):
+    if photometric != _RGB and (photometric, page.compression) != (_YCBCR, _JPEG):  # only of JPEG it is turned to RGB
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a colour space that is not read.")
-    if samples.shape[2] == 4:
+    if has_alpha:
         samples, flags = flatten_alpha(samples)
     return samples[..., :3], GreyScale(bits, may_fill_range=bits == 16), flags
 
