@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cxrbatch.ops.drift_comparison import Drift
 from cxrbatch.ops.drift_statistics import NUMBERS
+from cxrbatch.output_file import new_file
 from cxrbatch.training.reference import REFUSED, Histogram, Reference
 
 __all__ = ["plot_drift"]
@@ -21,7 +22,7 @@ _NOW, _BEFORE, _ALARM, _INK = "#2a6f97", "#8a97a3", "#d1603d", "#22303c"
 
 
 def plot_drift(drift: Drift, reference: Reference | None, target: Path) -> None:
-    """Write a PNG. Raises OSError where `target` cannot be written."""
+    """Write a PNG. Raises Fatal where `target` cannot be written, or is something else than an earlier such PNG."""
     figure = Figure((11, 7), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     span = f"{drift.span.since:%Y-%m-%d} to {drift.span.until:%Y-%m-%d}"
@@ -50,7 +51,12 @@ def plot_drift(drift: Drift, reference: Reference | None, target: Path) -> None:
         axes.tick_params(labelsize=8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    figure.savefig(target, format="png")
+    with new_file(target, _earlier) as png:
+        figure.savefig(png, format="png")
+
+
+def _earlier(first: bytes, last: bytes) -> bool:
+    return first.startswith(b"\x89PNG") and b"tEXtSoftware\0Matplotlib" in first
 
 
 def _labels(axes: Axes, drift: Drift, reference: Reference | None) -> None:

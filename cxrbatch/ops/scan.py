@@ -77,7 +77,8 @@ def run_scan(
     started = time.monotonic()
     wanted = wanted_of(settings, [path for _, path in exports.targets() if path != "-"])
     if dry_run:
-        return _dry_run(settings.db, roots, wanted, bundle.key(settings.exact), reprocess)
+        found_any = _dry_run(settings.db, roots, wanted, bundle.key(settings.exact), reprocess)
+        return ExitCode.NOTHING_MATCHED if error_on_empty and not found_any else ExitCode.OK
     nodes = None if ray is None else connected(ray)
     with only_writer(settings.db), Store.open(settings.db) as store:
         on_screen = Console(stderr=True, quiet=quiet)
@@ -139,8 +140,8 @@ def _why_left(folder: str, unmounted: bool) -> str:
     return escape(f"{folder} {why}: what is known of the files below it is left as it is.")
 
 
-def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, reprocess: Reprocess) -> ExitCode:
-    """Count the files that would be read, by name only; does not create a store."""
+def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, reprocess: Reprocess) -> bool:
+    """Count the files that would be read, by name only; does not create a store. Returns whether there is any file."""
     counts, found = Counts(), discover(roots, wanted)
     parsed = parse_url(url)
     if parsed.drivername.startswith("sqlite") and not sqlite_file(parsed).exists():
@@ -150,7 +151,7 @@ def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, r
             cascade_id = store.cascade_id_of(cascade_key) or 0  # 0: no row of it exists yet
             changed = sum(1 for _ in find_changed(found, store, cascade_id, reprocess, counts, look_only=True))
     print(f"{changed:,} file(s) would be read; {counts.unchanged:,} are unchanged since last time.")
-    return ExitCode.OK
+    return bool(changed or counts.unchanged)
 
 
 def _summary(store: Store, roots: Sequence[str], counts: Counts, seconds: float, *, stopped: bool) -> ScanSummary:
