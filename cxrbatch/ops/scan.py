@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cxrbatch import unexpected
-from cxrbatch.errors import ExitCode
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
@@ -71,6 +71,9 @@ def run_scan(
     if ray is not None:
         check_cluster_settings(settings, limit=limit, reprocess=reprocess)
     roots = roots_of(paths)
+    files = [os.path.abspath(path) for _, path in exports.targets()]  # of "-" too, which is one stdout
+    if len(set(files)) < len(files):
+        raise Fatal("Two exports go to one file: give each its own.", ExitCode.USAGE)
     for write, path in exports.targets():
         check_writable(path, write)
     bundle = load_bundle(settings.cascade)
