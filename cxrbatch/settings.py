@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from cxrbatch.errors import ExitCode, Fatal
 
@@ -227,6 +227,11 @@ def load_settings(explicit_file: Path | None = None, flags: dict[str, Any] | Non
         return Settings(**{**values, **given})
     except ValidationError as error:
         raise Fatal(_sentence(error), ExitCode.USAGE) from None
+    except SettingsError as error:  # of a table in the environment that is no JSON
+        name = str(error).split('"')[1]
+        raise Fatal(
+            f"{_ENV_PREFIX}{name.upper()} cannot be read: write JSON, or use the settings file.", ExitCode.USAGE
+        ) from None
 
 
 def sources(explicit_file: Path | None, flags: dict[str, Any] | None = None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.normalize import fit_model_input
-from cxrbatch.inference.bundle import ARCHITECTURES, SHIPPED, load_bundle
+from cxrbatch.inference.bundle import ARCHITECTURES, SHIPPED, find_bundle, load_bundle
 from cxrbatch.inference.engines import networks, open_engine
 from cxrbatch.inference.engines.verify import check_logits, check_model_inputs, largest_difference
 from cxrbatch.samples.phantom import Chest, draw_chest
@@ -212,3 +212,44 @@ def test_older_formats_are_still_read(folder: Path, number: int) -> None:
     edit(folder, format=number)
     bundle = load_bundle(folder)
     assert bundle.gate is not None and bundle.gate.frontal_threshold is None and bundle.disease.label_set is None
+
+
+def test_a_folder_with_the_name_of_a_shipped_bundle_is_never_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cxrbatch train alveoli -o alveoli`, and then `cxrbatch evaluate alveoli`: of which of the two?"""
+    monkeypatch.chdir(tmp_path)
+    assert load_bundle("alveoli").path == SHIPPED / "alveoli"
+    make_bundle(Path("alveoli"))
+    for own in ("./alveoli", str(tmp_path / "alveoli"), "alveoli/"):
+        assert load_bundle(find_bundle(own)).name == "test"
+    with pytest.raises(Fatal, match=r"write \./alveoli for that one") as caught:
+        find_bundle("alveoli")
+    assert caught.value.exit_code is ExitCode.BUNDLE_UNUSABLE
+    monkeypatch.chdir(SHIPPED)
+    assert find_bundle("alveoli").samefile(SHIPPED / "alveoli")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mean": [float("nan")]}, "mean or the std"),
+        ({"std": [0]}, "mean or the std"),
+        ({"ood": {"threshold": 0}}, "unlike-training score"),
+        ({"ood": {"threshold": -20.0}}, "unlike-training score"),
+        ({"classes": [1, 2, 3, 4]}, "classes of its disease stage"),
+    ],
+)
+def test_numbers_with_which_every_image_would_be_rejected_or_none_looked_at(
+    folder: Path, changes: dict[str, object], said: str
+) -> None:
+    edit(folder, **changes)
+    refused(folder, said)
+
+
+@pytest.mark.parametrize("review_from", [float("nan"), 1.5, None, "none"])
+def test_a_review_from_that_is_no_probability_is_refused(folder: Path, review_from: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"][0]["review_from"] = review_from
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused(folder, "review_from|not usable")

@@ -230,6 +230,28 @@ def test_a_second_answer_that_is_not_finite_is_never_a_label(bundle: Bundle) -> 
     assert isinstance(found, Rejected) and found.reason_code is ReasonCode.NON_FINITE_OUTPUT
 
 
+def test_an_image_after_one_whose_second_answer_is_not_finite_keeps_its_own_scores(bundle: Bundle) -> None:
+    """The header of the first says that it is frontal, so the disease model has seen it."""
+    two = replace(bundle, stages=(replace(bundle.stages[0], frontal_threshold=0.5), bundle.disease))
+
+    class TwoAnswers(FakeEngine):
+        def load(self, stage: ModelSpec) -> object:
+            run = super().load(stage)
+
+            def both(x: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+                logits, features = run(x)  # type: ignore[operator]
+                frontal = np.where(x[:, :1, 9] == 129, np.nan, 9).astype(np.float32)  # NaN for tag 1
+                return (np.hstack([logits, frontal]) if stage.role == GATE else logits), features
+
+            return both
+
+    images = [image(9, 9, 0, 0, 0, tag=1), image(9, 0, 0, 0, 9)]
+    images = [replace(one, facts=replace(one.facts, view_position="PA")) for one in images]
+    bad, found = Cascade(two, TwoAnswers()).score(images)
+    assert isinstance(bad, Rejected) and bad.reason_code is ReasonCode.NON_FINITE_OUTPUT
+    assert isinstance(found, Prediction) and found.label == "TUBERCULOSIS"
+
+
 def test_what_may_be_none_of_the_classes_is_for_review_and_never_silently_nothing(bundle: Bundle) -> None:
     """Also where nothing else looks at the features: a bundle without a score for what is unlike the training."""
     other = OtherOutput(np.array([1, 0], np.float32), -8.0)

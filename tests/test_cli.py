@@ -95,3 +95,13 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (run.returncode, run.stderr.count("\n")) == (1, 1) and "not enough memory" in run.stderr
+
+
+@pytest.mark.parametrize("text", ["", "pacs", "[{"])
+def test_destinations_in_the_environment_that_are_no_json_are_a_sentence(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXRBATCH_SEND_TO", text)
+    with pytest.raises(Fatal, match="CXRBATCH_SEND_TO cannot be read: write JSON") as caught:
+        settings.load_settings()
+    assert caught.value.exit_code is ExitCode.USAGE

@@ -237,9 +237,10 @@ def test_the_command_on_both_stores(store_url: str, tmp_path: Path, monkeypatch:
     assert "360 images of 6 day(s)" in shown.output and "drift" in shown.output
     assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
     assert run(*span, "--png", "drift.png").exit_code == 0
-    (tmp_path / "chest.png").write_bytes(b"\x89PNG of a patient")
-    assert isinstance(run(*span, "--png", "chest.png").exception, Fatal)
-    assert (tmp_path / "chest.png").read_bytes() == b"\x89PNG of a patient"
+    (tmp_path / "patient.png").write_bytes(b"\x89PNG of a patient")
+    refused = run(*span, "--png", "patient.png")
+    assert isinstance(refused.exception, Fatal) and "is there already" in str(refused.exception)
+    assert (tmp_path / "patient.png").read_bytes() == b"\x89PNG of a patient"
     report = json.loads(run(*span, "--json").stdout)
     assert report["alarm"] and report["images"] == 360
     assert {one["name"] for one in report["statistics"]} >= {

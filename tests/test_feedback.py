@@ -7,9 +7,11 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from cxrbatch.cli import app
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import find_bundle, load_bundle
+from cxrbatch.inference.decision import Thresholds
 from cxrbatch.ops.feedback import calibrate_from_reviews, export_audit, export_dataset
 from cxrbatch.settings import Settings
 from cxrbatch.store import CascadeIdentity, ReviewAction, Store
@@ -24,6 +27,9 @@ from cxrbatch.store.connection import connect
 from cxrbatch.store.review_images import write_audit
 from cxrbatch.store.schema import images
 from cxrbatch.training.datasets import find_folders
+from cxrbatch.training.reference import read_reference
+from cxrbatch.training.scores import assess_each
+from cxrbatch.types import Decision, Prediction
 from review_server import fill
 from store_images import LABELS, begin, review, scored_file
 
@@ -141,9 +147,83 @@ def test_an_export_of_the_rows_is_in_the_audit_trail(store_url: str, tmp_path: P
     assert (entry["event"], entry["detail"]) == ("exported", f"8 row(s) to {tmp_path / 'rows.csv'}")
 
 
-@pytest.mark.parametrize("option", [["--balance"], ["--label-set-margin", "0.04"]])
+@pytest.mark.parametrize("option", [["--balance"], ["--label-set-margin", "0.04"], ["--split", "site"]])
 def test_reads_of_a_site_take_no_options_of_a_collection(option: list[str], tmp_path: Path) -> None:
     new = str(tmp_path / "new")
     result = CliRunner().invoke(app, ["calibrate", "default", "--from-reviews", "-o", new, *option])
     assert isinstance(result.exception, Fatal) and result.exception.exit_code == ExitCode.USAGE
     assert "--data DIR" in str(result.exception)
+
+
+def test_a_site_gets_the_review_share_it_asks_for_and_points_that_count_what_is_none_of_the_classes(
+    tmp_path: Path,
+) -> None:
+    """Of a bundle that knows `other`, whose NORMAL goes to review for it, and of images unlike its training."""
+    bundle = load_bundle("default")
+    old, classes = bundle.disease.temperature, bundle.disease.classes
+    rng = np.random.default_rng(0)
+    n = 400
+    y = rng.integers(0, 4, n)
+    logits = rng.normal(0, 1, (n, 5)) + 2.5 * np.eye(5)[y]  # the last one is `other`
+    far = np.where(rng.random(n) < 0.1, rng.uniform(1.01, 3, n), rng.uniform(0.3, 1, n))
+
+    def at(temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        p, all_five = (
+            np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (logits[:, :4] / temperature, logits / temperature)
+        )
+        return p, all_five[:, 4]
+
+    p, other = at(old)
+    abnormal = 1 - p[:, 0] * (1 - other)
+    settings = Settings(db=f"sqlite:///{tmp_path / 's.db'}")
+    with Store.open(settings.db) as store:
+        run = begin(store, CascadeIdentity("default", "1", bundle.manifest_sha256, "{}", ("disease",), ("x",)))
+        outcomes = []
+        for i in range(n):
+            one = scored_file(f"/in/{i:03}", LABELS[int(p[i].argmax())], float(p[i].max()))
+            assert isinstance(one.prediction, Prediction)
+            said = replace(
+                one.prediction,
+                logits=dict(zip(classes, logits[i].tolist(), strict=False)),
+                probabilities=dict(zip(classes, p[i].tolist(), strict=True)),
+                ood_score=float(far[i]),
+                abnormal_probability=float(abnormal[i]),
+            )
+            outcomes.append(replace(one, prediction=said))
+        store.record(run.run_id, run.cascade_id, outcomes)
+        for i in range(n):
+            image_id = store.everything_about(f"/in/{i:03}")[0].file["image_id"]
+            review(store, image_id, "dr_a", ReviewAction.OVERRIDE, LABELS[int(y[i])], blinded=True)
+    calibrate_from_reviews(settings, find_bundle("default"), tmp_path / "new", review_share=0.3)
+    new = load_bundle(tmp_path / "new")
+    p, other = at(new.disease.temperature)
+    found = assess_each(replace(Thresholds.of(new), gate=None), None, p, far, [()] * n, other=other)
+    sent = np.mean([one.decision is Decision.NEEDS_REVIEW for one in found])
+    assert sent == pytest.approx(0.3, abs=0.01)
+    assert new.disease.manifest["calibration"]["sent_to_review"] == pytest.approx(sent, abs=0.005)
+    abnormal = np.array([one.abnormal_probability for one in found])
+    for point in new.disease.manifest["abnormal"]["operating_points"]:
+        assert (abnormal[y != 0] >= point["threshold"]).mean() == pytest.approx(point["sensitivity"], abs=0.01)
+        assert (abnormal[y == 0] < point["threshold"]).mean() == pytest.approx(point["specificity"], abs=0.01)
+    reference = read_reference(new.manifest)
+    assert reference is not None and reference.ood_score is not None
+    assert reference.confidence is None, "at another temperature they are others"
+
+
+@pytest.mark.parametrize("how", [["drift", "--accept", "--json"], ["drift", "--accept", "--png", "x.png"]])
+def test_what_accepts_days_prints_no_comparison(how: list[str]) -> None:
+    result = CliRunner().invoke(app, how)
+    assert isinstance(result.exception, Fatal) and result.exception.exit_code == ExitCode.USAGE
+    assert "--accept compares nothing" in str(result.exception)
+
+
+def test_a_dataset_of_a_part_is_refused_and_not_the_whole(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", "--reviewed", "--as-dataset", str(tmp_path / "d"), "--under", "/in"])
+    assert isinstance(result.exception, Fatal) and result.exception.exit_code == ExitCode.USAGE
+    assert "leave --under out" in str(result.exception)
+
+
+def test_a_shipped_bundle_is_not_changed_in_place(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["calibrate", "default", "--data", str(tmp_path)])
+    assert isinstance(result.exception, Fatal) and result.exception.exit_code == ExitCode.USAGE
+    assert "calibrate the copy" in str(result.exception)

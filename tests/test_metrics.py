@@ -438,6 +438,11 @@ def test_what_status_makes_of_it(given: Status, state: State | None, words: str)
     assert all(words in text for _, text in problems)
 
 
+def test_a_critical_age_below_the_warning_one_is_not_passed_over() -> None:
+    problems = judge(status(700, 5, [daemon()]), Limits(critical_age_s=600.0), now=1100.0)
+    assert [level for level, _ in problems] == [State.CRITICAL]
+
+
 def test_status_of_no_store_is_one_line(place: Place) -> None:
     assert place.run(command="status") == State.UNKNOWN
     assert place.log.startswith("CXRBATCH UNKNOWN - There is no store") and place.log.count("\n") == 1

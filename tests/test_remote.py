@@ -211,3 +211,11 @@ def test_watch_polls_a_bucket_and_waits_while_it_cannot_be_listed(
         process.send_signal(signal.SIGTERM)
         process.wait(LIMIT_S)
     assert process.returncode == 0
+
+
+def test_credentials_for_a_prefix_alone_are_enough(bucket: Bucket, proxy: Proxy) -> None:
+    bucket.put("p/0.png", b"x")
+    proxy.fault = lambda method, path: 403 if "list-type" in path and "prefix=p" not in path else None
+    root = f"s3://{bucket.name}/p"
+    assert roots_of([root]) == [root]
+    assert [file.path for file in discover([root], Wanted())] == [f"{root}/0.png"]

@@ -186,7 +186,10 @@ def test_reprocess_limit_and_dry_run(sqlite_pipeline: Pipeline) -> None:
     again = sqlite_pipeline.run("scan", folder, "--reprocess", "all").summary
     assert (again["processed_now"], again["files"]) == (6, 6)
     assert sqlite_pipeline.ask("SELECT count(*) FROM predictions") == [(5,)]
-    assert sqlite_pipeline.run("scan", folder, "--include", "*.dcm", "--error-on-empty").code == 4
+    both = sqlite_pipeline.run("scan", folder, "--csv", "one", "--jsonl", "./one")
+    assert both.code == 2 and "Two exports go to one file" in both.err
+    for how in ([], ["--dry-run"]):
+        assert sqlite_pipeline.run("scan", folder, *how, "--include", "*.dcm", "--error-on-empty").code == 4
 
 
 def test_another_cascade_scores_the_same_files_and_both_answers_stay(sqlite_pipeline: Pipeline, tmp_path: Path) -> None:

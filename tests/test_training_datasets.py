@@ -172,3 +172,21 @@ def test_a_table_in_a_neighbouring_folder_does_not_make_the_tasks_classes(tmp_pa
     folders = find_folders(tmp_path)
     assert [folder.name for folder in folders] == ["task"]
     assert {image.split for image in folders[0].images} == {"train", "test"}
+
+
+def test_tables_of_spreadsheets_are_read_and_rows_that_are_too_short_are_said(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "all" / "task", counts={"train": 2}, manifest=True)
+    manifest = (data / "manifest.csv").read_text()
+    (data / "manifest.csv").write_text(manifest, encoding="utf-8-sig")
+    assert {f.source for f in find_folders(data)[0].images} == {"site0", "site1"}
+    (data / "manifest.csv").write_text("source,path\nsite0\n")
+    with pytest.raises(Fatal, match=r"Line 2 of .*manifest.csv has no 'path'"):
+        find_folders(data)
+    (data / "manifest.csv").unlink()
+    table = tmp_path / "all" / "listed" / "labels.csv"
+    table.parent.mkdir()
+    table.write_text("path,finding_labels\na.png,Mass\n", encoding="utf-8-sig")
+    assert [folder.name for folder in find_folders(tmp_path / "all")] == ["listed", "task"]
+    table.write_text("path,finding_labels\na.png\n")
+    with pytest.raises(Fatal, match=r"Line 2 of .*labels.csv has no 'finding_labels'"):
+        find_folders(tmp_path / "all")

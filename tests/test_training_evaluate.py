@@ -20,12 +20,13 @@ from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.training.bundle_writer import change_stage
 from cxrbatch.training.calibrate import calibrate
+from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.card import card_text, write_card
-from cxrbatch.training.datasets import find_folders, leaked_images, split_images
+from cxrbatch.training.datasets import LabelledImage, find_folders, leaked_images, split_images
 from cxrbatch.training.evaluate import evaluate
 from cxrbatch.training.plots import plot_evaluation
 from cxrbatch.training.report import print_report
-from cxrbatch.training.scores import score_images
+from cxrbatch.training.scores import Scores, score_images
 from cxrbatch.training.shortcuts import cam_outside, source_probe
 from cxrbatch.types import Decision, Prediction
 from factories import make_bundle
@@ -116,6 +117,20 @@ def test_calibrate_writes_what_the_format_says_and_leaves_the_weights_alone(data
     assert found["coverage"] >= 0.8 and 1 <= found["mean_size"] <= 4  # of the very images it was chosen on
 
 
+def test_a_calibration_that_is_killed_between_two_stages_leaves_the_old_bundle(
+    data: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = load_bundle(bundle)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("cxrbatch.training.calibrate.calibrate_gate", killed)
+        calibrate(bundle, data, balance=True)
+    assert load_bundle(bundle).manifest_sha256 == before.manifest_sha256
+    assert {file.name for file in bundle.iterdir()} == {"manifest.json", "gate.safetensors", "disease.safetensors"}
+
+
 def test_a_margin_makes_label_sets_larger_and_changes_nothing_else(data: Path, bundle: Path) -> None:
     calibrate(bundle, data)
     plain = load_bundle(bundle).disease
@@ -200,6 +215,8 @@ def test_sources_can_be_left_out(bundle: Path, tmp_path: Path) -> None:
     assert evaluate(bundle, data, None, draws=5)["sets"]["images"]["images"] == 8
     found = evaluate(bundle, data, None, draws=5, without_sources=["site1"])
     assert found["sets"]["images"]["images"] == 4 and found["without_sources"] == ["site1"]
+    with pytest.raises(Fatal, match=r"No test image in .* has a source with 'sitel'"):
+        evaluate(bundle, data, None, draws=5, without_sources=["sitel"])
 
 
 def test_a_closed_gate_costs_accuracy_end_to_end_only(data: Path, tmp_path: Path) -> None:
@@ -282,3 +299,39 @@ def test_the_shipped_covid3_still_has_the_accuracy_of_its_card() -> None:
     interval = load_bundle("covid3").disease.manifest["metrics"]["covid3"]["accuracy"]
     assert result["images"] == 66 and interval[1] <= result["disease"]["accuracy"] <= interval[2]
     assert sets["covid3-leak-free"]["images"] == 60
+
+
+def test_a_gate_is_judged_and_calibrated_on_every_spelling_of_not_chest(tmp_path: Path, bundle: Path) -> None:
+    """`train` takes such a folder, too."""
+    labels = (*LABELS[:4], "not-chest", "Lateral")
+    data = make_folder(tmp_path / "task", labels, {"train": 4, "val": 4, "test": 4})
+    gate = evaluate(bundle, data, None, draws=5)["sets"]["task"]["gate"]
+    assert (gate["chest_passed"], gate["not_chest_rejected"], gate["lateral_not_passed"]) == (1.0, 0.0, 0.0)
+    calibrate(bundle, data)
+    assert load_bundle(bundle).gate.manifest["chosen_on"] == "val: 20 chest images and 4 others"  # type: ignore[union-attr]
+
+
+def test_without_lateral_images_the_same_images_stay_frontal(tmp_path: Path) -> None:
+    """A new temperature changes every probability, and with it what a threshold means."""
+    change_stage(make_bundle(tmp_path / "b", frontal_bias=1.0), "gate", {"frontal_threshold": 0.8})
+    gate = load_bundle(tmp_path / "b")
+    chest = np.array([0.9, 0.8, 0.4, 0.7, 0.3, 0.2, 0.6, 0.1])
+    images = tuple(LabelledImage(Path("x"), label, "val") for label in ["NORMAL"] * 4 + ["NOT_CHEST"] * 4)
+    n = len(images)
+    scores = Scores(
+        images, (), chest, np.full(n, 0.7), np.zeros((n, 4)), np.full((n, 4), 0.25), np.zeros((n, 2), np.float32),
+        None, None, ((),) * n, np.zeros(n), (),
+    )  # fmt: skip
+    calibrate_gate(gate, scores, "val")
+    after = load_bundle(gate.path).gate
+    assert after is not None and after.frontal_threshold is not None and after.temperature != 1
+    assert after.frontal_threshold == pytest.approx(1 / (1 + np.exp(-np.log(4) / after.temperature)), abs=1e-3)
+
+
+def test_a_report_prints_names_as_they_are(capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "task", ("NORMAL", "odd [ap]", "odd [x"), {"test": 2})
+    result = evaluate(bundle, data, None, draws=5)
+    result["unreadable"] = [["a[/b]/c.png", "no [/image]"]]
+    print_report(result, Console(width=160))
+    printed = capsys.readouterr().out
+    assert "odd [ap]: called" in printed and "a[/b]/c.png: no [/image]" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,13 @@ def test_what_was_held_out_of_train_is_what_calibrates(tmp_path: Path, monkeypat
     assert before.manifest["training"]["images"]["val"] == 8
     calibrate(tmp_path / "bundle", images)
     assert "val: 8 images" in load_bundle(tmp_path / "bundle").disease.manifest["chosen_on"]
+    for label in ("NORMAL", "SICK"):  # a larger folder would give another split: images that training has learnt from
+        shutil.copy(images / "train" / label / "0.png", images / "train" / label / "new.png")
+    with pytest.raises(Fatal, match="not those that this bundle was trained on"):
+        calibrate(tmp_path / "bundle", images)
+    assert "reference" in load_bundle(tmp_path / "bundle").manifest
+    train(write_recipe(tmp_path / "r.toml"), images, tmp_path / "bundle", epochs=1)
+    assert "reference" not in load_bundle(tmp_path / "bundle").manifest, "it was of the network before"
 
 
 def test_frozen_blocks_do_not_move() -> None:

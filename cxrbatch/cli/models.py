@@ -9,7 +9,7 @@ import typer
 
 from cxrbatch.cli.options import options
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.inference.bundle import find_bundle
+from cxrbatch.inference.bundle import SHIPPED, find_bundle
 
 __all__ = ["app", "models"]
 
@@ -95,18 +95,21 @@ def calibrate(
     """Choose temperature, thresholds and the unlike-training score on validation images, or on a site's own reads."""
     if from_reviews != (out is not None) or from_reviews == (data is not None):
         raise Fatal("Calibrate with --data DIR, or with --from-reviews -o NEW_BUNDLE.", ExitCode.USAGE)
-    if from_reviews and (balance or label_set_margin):
-        raise Fatal("--balance and --label-set-margin go with --data DIR.", ExitCode.USAGE)
+    if from_reviews and (balance or label_set_margin or split != "val"):
+        raise Fatal("--balance, --label-set-margin and --split go with --data DIR.", ExitCode.USAGE)
+    folder = find_bundle(bundle)
     if out is not None:
         from cxrbatch.ops.feedback import calibrate_from_reviews
 
-        calibrate_from_reviews(options.settings(), find_bundle(bundle), out, review_share=review_share)
+        calibrate_from_reviews(options.settings(), folder, out, review_share=review_share)
         return
+    if folder.parent == SHIPPED:
+        raise Fatal(f"The shipped bundle would be changed: copy {folder}, and calibrate the copy.", ExitCode.USAGE)
     from cxrbatch.training.calibrate import calibrate
 
     assert data is not None
     calibrate(
-        find_bundle(bundle),
+        folder,
         data,
         split=split,
         balance=balance,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cxrbatch.cli.options import options
+from cxrbatch.errors import ExitCode, Fatal
 
 __all__ = ["app"]
 
@@ -43,6 +44,8 @@ def drift(
     cascade: Annotated[str | None, typer.Option(help="A shipped bundle's name, or a bundle's folder.")] = None,
 ) -> None:
     """Are images and answers other than they used to be? Compared with accepted days, else with the bundle's own."""
+    if accept and (as_json or png is not None):
+        raise Fatal("--accept compares nothing: leave --json and --png out.", ExitCode.USAGE)
     from cxrbatch.ops.drift import parse_span, print_drift
 
     print_drift(options.settings(cascade=cascade), parse_span(since, until), as_json=as_json, png=png, accept=accept)

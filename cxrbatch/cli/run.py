@@ -164,6 +164,8 @@ def export(
             "dataset.",
             ExitCode.USAGE,
         )
+    if as_dataset is not None and under is not None:
+        raise Fatal("--as-dataset takes every image with a final label: leave --under out.", ExitCode.USAGE)
     if dicom is not None:
         from cxrbatch.ops.send import export_dicom
         from cxrbatch.ops.trail import note_export

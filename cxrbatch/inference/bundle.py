@@ -117,17 +117,28 @@ def shipped_bundles() -> list[Path]:
     return sorted(path.parent for path in SHIPPED.glob("*/manifest.json"))
 
 
-def find_bundle(name_or_folder: str) -> Path:
-    """The folder of a shipped bundle by its name, or of any bundle by its path.
+def find_bundle(name_or_folder: str | Path) -> Path:
+    """The folder of a shipped bundle by its name, or of any bundle by its path: a text with a slash, or a Path.
 
-    Raises Fatal (exit 12).
+    Raises Fatal (exit 12), also where a name is that of a shipped bundle and of another bundle in the working folder.
     """
-    for folder in (SHIPPED / name_or_folder, Path(name_or_folder)):
+    own, shipped = Path(name_or_folder), SHIPPED / name_or_folder
+    is_name = isinstance(name_or_folder, str) and "/" not in name_or_folder
+    found = []
+    for folder in (shipped, own) if is_name else (own,):
         try:
             if (folder / "manifest.json").is_file():
-                return folder
+                found.append(folder)
         except OSError as error:
             raise _refused(folder, f"it cannot be read ({error.strerror})") from None
+    if len(found) == 2 and not own.samefile(shipped):
+        raise Fatal(
+            f"There is a shipped bundle '{own}' and a bundle of this name in this folder: write ./{own} for that one, "
+            f"or {shipped} for the shipped one.",
+            ExitCode.BUNDLE_UNUSABLE,
+        )
+    if found:
+        return found[0]
     names = ", ".join(path.name for path in shipped_bundles()) or "none"
     raise Fatal(
         f"There is no bundle '{name_or_folder}': no shipped one has this name (shipped: {names}) and no folder of it "
@@ -141,7 +152,7 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
 
     Raises Fatal (exit 12) if anything is missing, damaged, renamed, or newer than this program.
     """
-    folder = find_bundle(str(name_or_folder))
+    folder = find_bundle(name_or_folder)
     try:
         raw = (folder / "manifest.json").read_bytes()
         manifest = json.loads(raw)
@@ -183,10 +194,14 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
 def _stage(folder: Path, part: dict[str, Any]) -> ModelSpec:
     role, classes, channels = part["role"], tuple(part["classes"]), int(part["channels"])
     fits = len(classes) in (1, 2) if role == "gate" else len(classes) > 1
-    if len(classes) != len(set(classes)) or not fits:
+    if len(classes) != len(set(classes)) or not fits or not all(isinstance(name, str) and name for name in classes):
         raise _refused(folder, f"the classes of its {role} stage do not fit: {list(classes)}")
     if len(part["mean"]) != channels or len(part["std"]) != channels:
         raise _refused(folder, f"the mean and std of its {role} stage do not have {channels} channel(s)")
+    if not all(map(math.isfinite, [*part["mean"], *part["std"]])) or not all(part["std"]):
+        raise _refused(folder, f"the mean or the std of its {role} stage is impossible")
+    if role == "gate" and not 0 <= float(part.get("review_from", 0)) <= 1:
+        raise _refused(folder, "the review_from of its gate stage is impossible")
     if part["architecture"] not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise _refused(folder, f"this program has no network '{part['architecture']}' ({known})")
@@ -200,7 +215,7 @@ def _stage(folder: Path, part: dict[str, Any]) -> ModelSpec:
         raise _refused(folder, f"{weights.name} is not the file that the manifest describes (its SHA-256 differs)")
     try:
         with safe_open(weights, framework="numpy") as tensors:
-            ood = _ood(tensors, part.get("ood"))
+            ood = _ood(folder, tensors, part.get("ood"))
             outputs = _outputs(tensors)
             other = _other(tensors)
     except SafetensorError as error:
@@ -255,9 +270,11 @@ def _model_input(folder: Path, given: dict[str, Any]) -> ModelInputSpec:
     return model_input
 
 
-def _ood(tensors: Any, part: dict[str, Any] | None) -> Ood | None:
+def _ood(folder: Path, tensors: Any, part: dict[str, Any] | None) -> Ood | None:
     if part is None:
         return None
+    if not 0 < float(part["threshold"]) < math.inf:
+        raise _refused(folder, "the threshold of its unlike-training score is impossible")
     return Ood(
         tensors.get_tensor("ood.whitening").astype(np.float32),
         tensors.get_tensor("ood.means").astype(np.float32),

@@ -64,10 +64,10 @@ class Cascade:
         def prediction(
             image: DecodedImage, gate_probability: float | None, frontal_probability: float | None, is_scored: bool
         ) -> Prediction | Rejected:
-            if any(p is not None and np.isnan(p) for p in (gate_probability, frontal_probability)):
-                return _non_finite("gate")
             nothing = _Scored(np.empty(0, np.float32), np.empty(0), None, None)
             logits, probabilities, ood, other = next(scored) if is_scored else nothing
+            if any(p is not None and np.isnan(p) for p in (gate_probability, frontal_probability)):
+                return _non_finite("gate")
             if not (np.isfinite(logits).all() and all(x is None or np.isfinite(x) for x in (ood, other))):
                 return _non_finite("disease model")
             found = assess(

@@ -42,9 +42,9 @@ def normal_url(url: str) -> str:
 
 def check_remote(root: str) -> None:
     """Raises Fatal (one sentence) where nothing can be listed: no such bucket, refused, unreachable, not installed."""
-    scheme, bucket, _ = _parts(root)
-    try:
-        _wait(_store(scheme), "page", bucket, "", 1, "", timeout=_ANSWER_S)
+    scheme, bucket, prefix = _parts(root)
+    try:  # the prefix: credentials may be for it alone
+        _wait(_store(scheme), "page", bucket, prefix, 1, "", timeout=_ANSWER_S)
     except Fatal:
         raise
     except Exception as error:  # each library has exceptions of its own

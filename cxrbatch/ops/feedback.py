@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from sqlalchemy import select
@@ -33,6 +33,12 @@ from cxrbatch.store.review_images import write_audit
 from cxrbatch.store.review_schema import review_status
 from cxrbatch.store.schema import FileState, audit, files, images, models, predictions, scores
 from cxrbatch.store.sql import utc_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 __all__ = ["calibrate_from_reviews", "export_audit", "export_dataset"]
 
@@ -168,7 +174,7 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
     from cxrbatch.training.bundle_writer import change_bundle, change_stage
     from cxrbatch.training.conformal import class_thresholds
     from cxrbatch.training.scores import probabilities_of
-    from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down
+    from cxrbatch.training.thresholds import COVERAGE, abnormal_block, confidence_threshold, rounded_down, sureness
 
     loaded = load_bundle(bundle)
     stage = loaded.disease
@@ -176,7 +182,7 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
         raise Fatal(f"{out} is there already: name a folder that is not.", ExitCode.USAGE)
     with Store.open(settings.db, may_create=False) as store:
         rows = _blinded_labels(store, loaded.manifest_sha256, stage.classes)
-    labels = [label for label, _, _ in rows]
+    labels = [label for label, *_ in rows]
     few = [name for name in stage.classes if labels.count(name) < _LEAST_OF_CLASS]
     if len(rows) < _LEAST_READS or few:
         raise Fatal(
@@ -186,16 +192,24 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
             + " Make a blinded round first."
         )
     y = np.array([stage.classes.index(label) for label in labels], np.int64)
-    logits = np.array([values for _, values, _ in rows], np.float64)
-    distance = np.array([far for _, _, far in rows], np.float64)
+    logits = np.array([values for _, values, _, _ in rows], np.float64)
+    unlike = np.array([far > 1 for _, _, far, _ in rows])
     temperature = metrics.best_temperature(logits, y)
     p, before = probabilities_of(logits, temperature), probabilities_of(logits, stage.temperature)
-    threshold, _ = review_thresholds(p.max(1), np.where(distance > 1, distance, 0.0), review_share, 0.0)
+    abnormal, other = [value for *_, value in rows], None
+    if stage.other is not None and None not in abnormal:  # None: no class is NORMAL
+        probability = np.array(abnormal, np.float64)
+        other = _other_again(logits, before, probability, stage.classes, stage.temperature, temperature)
+    sure = sureness(stage.classes, p, other)
+    threshold = confidence_threshold(sure, unlike, review_share)
     sets = class_thresholds(p, y, np.ones(len(y)), COVERAGE)
     part = out.with_name(f".{out.name}.part")  # a bundle that is half changed would load
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(bundle, part)
-    change_bundle(part, {"version": f"{loaded.version}+site.{datetime.now(UTC):%Y%m%d}"})
+    version = f"{loaded.version}+site.{datetime.now(UTC):%Y%m%d}"
+    reference = loaded.manifest.get("reference")
+    # The confidences of the reference are those of the temperature before: all days of the site would differ from them.
+    change_bundle(part, {"version": version, "reference": reference and reference | {"confidence": None}})
     chosen = f"{len(y)} images of this site, by blinded readers ({datetime.now(UTC):%Y-%m-%d})"
     change_stage(
         part,
@@ -209,7 +223,7 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
                 "ece_after": metrics.calibration_error(y, p),
                 "accuracy": float((p.argmax(1) == y).mean()),
                 "balanced_accuracy": metrics.balanced_accuracy(y, p.argmax(1)),
-                "sent_to_review": float((p.max(1) < threshold).mean()),
+                "sent_to_review": float(((sure < threshold) | unlike).mean()),
                 "site_reads": Counter(labels),
             },
             "label_set": {
@@ -217,7 +231,7 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
                 "thresholds": {name: rounded_down(t) for name, t in zip(stage.classes, sets, strict=True)},
                 "chosen_on": chosen,
             },
-            **abnormal_block(stage.classes, p, y, ["site"] * len(y)),
+            **abnormal_block(stage.classes, p, y, ["site"] * len(y), other),
         },
     )
     _extend_card(part / "CARD.md", chosen, stage.temperature, temperature, stage.threshold, threshold)
@@ -227,26 +241,46 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
     print("Set `cascade` to this folder; images that are scored again are new predictions beside the old ones.")
 
 
-def _blinded_labels(store: Store, manifest_sha256: str, classes: Sequence[str]) -> list[tuple[str, list[float], float]]:
-    """(label, logits in the order of classes, ood score) of images whose blinded reads agree or were adjudicated."""
+def _other_again(
+    logits: Floats, before: Floats, abnormal: Floats, classes: Sequence[str], old: float, new: float
+) -> Floats:
+    """(n,) the probability of none of the classes at the temperature `new`, from `abnormal` at `old`.
+
+    The store has no logit of it, but abnormal = 1 - p(NORMAL) (1 - other), with p(NORMAL) of `before`.
+    """
+    import numpy as np
+
+    normal = next(c for c, name in enumerate(classes) if name.upper() == "NORMAL")
+    share = np.clip(1 - (1 - abnormal) / np.maximum(before[:, normal], 1e-300), 1e-12, 1 - 1e-12)
+    its_logit = old * (np.log(share / (1 - share)) + np.logaddexp.reduce(logits / old, axis=1))
+    again: Floats = 1 / (1 + np.exp(np.logaddexp.reduce(logits / new, axis=1) - its_logit / new))
+    return again
+
+
+def _blinded_labels(
+    store: Store, manifest_sha256: str, classes: Sequence[str]
+) -> list[tuple[str, list[float], float, float | None]]:
+    """(label, logits in the order of classes, ood score, abnormal_probability) of the newest prediction of images.
+
+    Of those whose blinded reads agree or were adjudicated.
+    """
     query = (
-        select(predictions.c.image_id, predictions.c.ood_score, scores.c.label, scores.c.logit)
+        select(predictions, scores.c.label.label("name"), scores.c.logit)
         .join(models, models.c.id == predictions.c.cascade_id)
         .join(scores, scores.c.prediction_id == predictions.c.id)
-        .where(models.c.manifest_sha256.in_([manifest_sha256, manifest_sha256 + " exact"]))
-        .order_by(predictions.c.image_id, predictions.c.id)
+        .where(models.c.manifest_sha256.in_([manifest_sha256, manifest_sha256 + " exact"]), scores.c.logit.is_not(None))
+        .order_by(predictions.c.id)
     )
-    found: dict[int, tuple[str, dict[str, float], float]] = {}
+    found: dict[int, tuple[str, list[float], float, float | None]] = {}
     with connect(store.engine) as connection:
         labels = blinded_labels(connection)
-        for image_id, far, name, logit in connection.execute(query):
-            if logit is not None and labels.get(image_id) in classes:
-                found.setdefault(image_id, (labels[image_id], {}, far or 0.0))[1][name] = logit
-    return [
-        (label, [logits[name] for name in classes], far)
-        for label, logits, far in found.values()
-        if logits.keys() >= set(classes)
-    ]
+        for _, group in groupby(connection.execute(query), key=attrgetter("id")):
+            rows = list(group)
+            logits, image_id = {row.name: row.logit for row in rows}, rows[0].image_id
+            if labels.get(image_id) in classes and logits.keys() >= set(classes):
+                ordered = [logits[name] for name in classes]
+                found[image_id] = labels[image_id], ordered, rows[0].ood_score or 0.0, rows[0].abnormal_probability
+    return list(found.values())
 
 
 def _extend_card(

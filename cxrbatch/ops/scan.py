@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cxrbatch import unexpected
-from cxrbatch.errors import ExitCode
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
@@ -71,13 +71,17 @@ def run_scan(
     if ray is not None:
         check_cluster_settings(settings, limit=limit, reprocess=reprocess)
     roots = roots_of(paths)
+    files = [os.path.abspath(path) for _, path in exports.targets()]  # of "-" too, which is one stdout
+    if len(set(files)) < len(files):
+        raise Fatal("Two exports go to one file: give each its own.", ExitCode.USAGE)
     for write, path in exports.targets():
         check_writable(path, write)
     bundle = load_bundle(settings.cascade)
     started = time.monotonic()
     wanted = wanted_of(settings, [path for _, path in exports.targets() if path != "-"])
     if dry_run:
-        return _dry_run(settings.db, roots, wanted, bundle.key(settings.exact), reprocess)
+        found_any = _dry_run(settings.db, roots, wanted, bundle.key(settings.exact), reprocess)
+        return ExitCode.NOTHING_MATCHED if error_on_empty and not found_any else ExitCode.OK
     nodes = None if ray is None else connected(ray)
     with only_writer(settings.db), Store.open(settings.db) as store:
         on_screen = Console(stderr=True, quiet=quiet)
@@ -139,8 +143,8 @@ def _why_left(folder: str, unmounted: bool) -> str:
     return escape(f"{folder} {why}: what is known of the files below it is left as it is.")
 
 
-def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, reprocess: Reprocess) -> ExitCode:
-    """Count the files that would be read, by name only; does not create a store."""
+def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, reprocess: Reprocess) -> bool:
+    """Count the files that would be read, by name only; does not create a store. Returns whether there is any file."""
     counts, found = Counts(), discover(roots, wanted)
     parsed = parse_url(url)
     if parsed.drivername.startswith("sqlite") and not sqlite_file(parsed).exists():
@@ -150,7 +154,7 @@ def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, r
             cascade_id = store.cascade_id_of(cascade_key) or 0  # 0: no row of it exists yet
             changed = sum(1 for _ in find_changed(found, store, cascade_id, reprocess, counts, look_only=True))
     print(f"{changed:,} file(s) would be read; {counts.unchanged:,} are unchanged since last time.")
-    return ExitCode.OK
+    return bool(changed or counts.unchanged)
 
 
 def _summary(store: Store, roots: Sequence[str], counts: Counts, seconds: float, *, stopped: bool) -> ScanSummary:

@@ -87,7 +87,7 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
     moment = time.time() if now is None else now
     found: list[tuple[State, str]] = []
     age_s, waiting = status.backlog.oldest_age_s, status.backlog.queue["waiting"] + status.backlog.queue["claimed"]
-    if age_s >= limits.warning_age_s:
+    if age_s >= min(limits.warning_age_s, limits.critical_age_s):
         level = State.CRITICAL if age_s >= limits.critical_age_s else State.WARNING
         found.append((level, f"the oldest of {waiting:,} waiting files was queued {_ago(age_s)} ago"))
     alive = [daemon for daemon in status.daemons if daemon.age_s <= ALIVE_S]

@@ -25,7 +25,16 @@ from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import check_logits
 from cxrbatch.types import ModelInputSpec
 
-__all__ = ["INTENDED_USE", "LICENCE", "ModelDraft", "change_bundle", "change_stage", "shift_logits", "write_stage"]
+__all__ = [
+    "INTENDED_USE",
+    "LICENCE",
+    "ModelDraft",
+    "change_bundle",
+    "change_stage",
+    "shift_logits",
+    "take_over",
+    "write_stage",
+]
 
 LICENCE = (
     "Weights: research use only. Their training images carry mixed and partly unstated licences; see CARD.md. "
@@ -58,7 +67,7 @@ class ModelDraft:
 def write_stage(folder: Path, draft: ModelDraft, *, name: str | None = None, version: str = "0.1.0") -> None:
     """Add the stage to the bundle in `folder`, or replace the one of the same role; other stages stay.
 
-    Temperature is 1 and there is no out-of-distribution score until `calibrate`.
+    Temperature is 1, and there is no out-of-distribution score and no reference for drift until `calibrate`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(folder) or {
@@ -69,6 +78,7 @@ def write_stage(folder: Path, draft: ModelDraft, *, name: str | None = None, ver
         "intended_use": INTENDED_USE,
         "stages": [],
     }
+    manifest.pop("reference", None)  # it is of the networks before
     part: dict[str, Any] = {
         "role": draft.role,
         "architecture": draft.architecture,
@@ -137,6 +147,15 @@ def change_bundle(folder: Path, changes: dict[str, Any]) -> None:
     if manifest is None:
         raise Fatal(f"The folder {folder} holds no bundle.")
     _put_manifest(folder, manifest | changes)
+
+
+def take_over(made: Path, folder: Path) -> None:
+    """Make the bundle in `folder` the one in `made`, a folder on the same disk, whose weights are moved."""
+    manifest = _manifest(made)
+    assert manifest is not None
+    for stage in manifest["stages"]:
+        os.replace(made / stage["weights"], folder / stage["weights"])
+    _put_manifest(folder, manifest)
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ flags are added to that.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,14 @@ from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.training import metrics
 from cxrbatch.training.augment import StyleAugmentation
-from cxrbatch.training.bundle_writer import change_bundle, change_stage, shift_logits
+from cxrbatch.training.bundle_writer import change_bundle, change_stage, shift_logits, take_over
 from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.class_bias import balanced_bias
 from cxrbatch.training.conformal import class_thresholds, source_weights
 from cxrbatch.training.datasets import (
     ImageFolder,
     LabelledImage,
+    data_digest,
     find_folders,
     grouped_split,
     label_names,
@@ -40,7 +42,7 @@ from cxrbatch.training.datasets import (
 )
 from cxrbatch.training.reference import reference_block
 from cxrbatch.training.scores import Scores, assess_each, probabilities_of, score_images, targets_of
-from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down
+from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down, sureness
 from cxrbatch.types import Decision, ModelInputSpec
 
 __all__ = ["calibrate", "feature_statistics"]
@@ -61,7 +63,7 @@ def calibrate(
     label_set_margin: float = 0.0,
     balance: bool = False,
 ) -> None:
-    """Set temperature, thresholds and out-of-distribution score of the bundle's stages, in place.
+    """Set temperature, thresholds and out-of-distribution score of the bundle's stages, in place, all or nothing.
 
     `review_share` is the share of the split's images that may be sent to review, `unfamiliar_share` of all images for
     their features alone. The label sets hold the right class of COVERAGE + `label_set_margin` of the split's images:
@@ -73,6 +75,28 @@ def calibrate(
     """
     if split == "test":
         raise Fatal("Test images choose nothing: calibrate on val, or on a split of your own.")
+    part = bundle / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    names = ["manifest.json", *(stage.weights.name for stage in load_bundle(bundle).stages)]
+    part.mkdir()
+    try:
+        for name in names:
+            shutil.copy(bundle / name, part)
+        _calibrate(part, data, split, review_share, unfamiliar_share, label_set_margin, balance)
+        take_over(part, bundle)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _calibrate(
+    bundle: Path,
+    data: Path,
+    split: str,
+    review_share: float,
+    unfamiliar_share: float,
+    label_set_margin: float,
+    balance: bool,
+) -> None:
     loaded = load_bundle(bundle)
     engine = open_engine("auto", "auto", loaded)
     folders = find_folders(data, _own_folders(loaded.disease))
@@ -132,13 +156,22 @@ def _write_reference(bundle: Path, images: Sequence[LabelledImage], engine: Infe
 
 
 def _held_out(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:
-    """The same random part of the training images that `train` held out for validation; empty if it held out none."""
+    """The same random part of the training images that `train` held out for validation; empty if it held out none.
+
+    Raises Fatal where the images are others by now: another part of them would be drawn, which `train` learnt from.
+    """
     held = bundle.disease.manifest.get("training", {}).get("held_out")
     if not held:
         return []
     images = [f for folder in folders for f in split_images(folder.images, "train")]
     known = targets_of(images, bundle.disease.classes) >= 0
-    return grouped_split([f for f, k in zip(images, known, strict=True) if k], held["share"], held["seed"])[1]
+    chosen = grouped_split([f for f, k in zip(images, known, strict=True) if k], held["share"], held["seed"])[1]
+    if chosen and data_digest(chosen) != held.get("data_sha256", data_digest(chosen)):  # bundles of before have none
+        raise Fatal(
+            "The images of train/ are not those that this bundle was trained on, so that what was held out of them "
+            "cannot be told: calibrate on the same images, or on a folder with val/ and without train/."
+        )
+    return chosen
 
 
 def _training_images(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:
@@ -177,7 +210,7 @@ def _calibrate_disease(
         if stage.other
         else None
     )
-    threshold, far = review_thresholds(_sureness(stage, p, other), distance, review_share, unfamiliar_share)
+    threshold, far = review_thresholds(sureness(stage.classes, p, other), distance, review_share, unfamiliar_share)
     sources = [f.source for f in scores.images]
     both_sources = [*sources, *(f"{s} restyled" for s in sources)]
     weights = source_weights(both_y, both_sources)
@@ -261,12 +294,3 @@ def _distances(
     features: NDArray[np.float32], whitening: NDArray[np.float32], means: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     return ood_scores(features, Ood(whitening, means, 1.0))
-
-
-def _sureness(stage: ModelSpec, p: NDArray[np.float64], other: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """(n,) what the threshold of confidence is compared with (decision.py)."""
-    sureness: NDArray[np.float64] = p.max(1)
-    normal = next((c for c, name in enumerate(stage.classes) if name.upper() == "NORMAL"), None)
-    if other is not None and normal is not None:
-        sureness = np.where(p.argmax(1) == normal, sureness * (1 - other), sureness)
-    return sureness

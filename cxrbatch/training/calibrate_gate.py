@@ -27,7 +27,7 @@ def calibrate_gate(bundle: Bundle, scores: Scores, split: str) -> None:
     """
     gate = bundle.gate
     assert gate is not None and scores.gate is not None
-    chest = np.array([f.label != NOT_CHEST for f in scores.images])
+    chest = np.array([not label_matches(f.label, NOT_CHEST) for f in scores.images])
     if chest.all() or not chest.any():
         return
     logit = _logit(scores.gate) * gate.temperature
@@ -45,6 +45,9 @@ def calibrate_gate(bundle: Bundle, scores: Scores, split: str) -> None:
         probability = 1 / (1 + np.exp(-_logit(scores.frontal) * gate.temperature / temperature))
         changes["frontal_threshold"] = round(gate_threshold(probability[chest], ~lateral[chest])[0], 4)
         changes["chosen_on"] += f"; {int(lateral.sum())} of the chest images are lateral"
+    elif gate.frontal_threshold is not None:  # the same images are frontal at the new temperature
+        kept = _logit(np.array(gate.frontal_threshold)) * gate.temperature / temperature
+        changes["frontal_threshold"] = round(float(1 / (1 + np.exp(-kept))), 4)
     change_stage(bundle.path, "gate", changes)
 
 

@@ -142,7 +142,7 @@ def _images(path: Path, data: Path, facts: dict[str, tuple[str, str]]) -> Iterab
 def _has_table(path: Path) -> bool:
     """Whether a folder's labels are in its labels.csv; one without these two columns is somebody's own table."""
     try:
-        with (path / "labels.csv").open(newline="", encoding="utf-8") as lines:
+        with (path / "labels.csv").open(newline="", encoding="utf-8-sig") as lines:
             return {"path", "finding_labels"} <= set(next(csv.reader(lines), ()))
     except (OSError, UnicodeDecodeError):
         return False
@@ -166,11 +166,16 @@ def listed_paths(file: Path) -> frozenset[str]:
 
 def _rows(file: Path, *columns: str) -> list[dict[str, str]]:
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        with file.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets write the mark
             rows = csv.DictReader(lines)
             if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
                 raise Fatal(f"{file} has no column '{missing[0]}'.")
-            return list(rows)
+            found = []
+            for row in rows:
+                if empty := [name for name in columns if row[name] is None]:
+                    raise Fatal(f"Line {rows.line_num} of {file} has no '{empty[0]}': it has too few columns.")
+                found.append(row)
+            return found
     except (OSError, UnicodeDecodeError) as error:
         raise Fatal(f"{file} cannot be read ({getattr(error, 'strerror', 'it is not UTF-8')}).") from None
 
@@ -246,7 +251,10 @@ def leaked_images(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
 
 
 def _digest(image: LabelledImage) -> str:
-    return hashlib.sha256(image.path.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(image.path.read_bytes()).hexdigest()
+    except OSError:  # whoever reads the images says so
+        return ""
 
 
 def grouped_split(

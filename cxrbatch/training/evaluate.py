@@ -56,6 +56,9 @@ def evaluate(
     }
     kept: dict[str, Scores] = {}
     folders = find_folders(data)
+    for name in without_sources:
+        if not any(name in image.source for folder in folders for image in split_images(folder.images, split)):
+            raise Fatal(f"No {split} image in {data} has a source with '{name}' in its name.")
     leaks = {image.path for image in leaked_images(folders)} if split == "test" else set()
     for folder in folders:
         images = [
@@ -261,7 +264,7 @@ def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[
 
 
 def _labelled(images: Sequence[LabelledImage], label: str) -> NDArray[np.bool_]:
-    return np.array([f.label == label for f in images])
+    return np.array([label_matches(f.label, label) for f in images])
 
 
 def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], draws: int) -> dict[str, Any]:

@@ -111,7 +111,9 @@ def train(
             "partial": [{"labels": list(one.labels), "classes": list(one.classes)} for one in plan.partial],
             "data": list(plan.data),
             "device": str(on),
-            "held_out": {"share": plan.validation_share, "seed": plan.seed} if images.held_out else None,
+            "held_out": {"share": plan.validation_share, "seed": plan.seed, "data_sha256": images.held_out}
+            if images.held_out
+            else None,
         },
     )
     write_stage(out, draft)

@@ -45,7 +45,7 @@ class Reference:
     n: int  # images that went through the cascade
     labels: dict[str, int]  # predicted labels of chest images
     decisions: dict[str, int]
-    confidence: Histogram  # of chest images
+    confidence: Histogram | None  # of chest images; None: another temperature was chosen on a site's reads
     ood_score: Histogram | None  # of chest images; None: the bundle has no such score
     gate_probability: Histogram | None  # of all images; None: the bundle has no gate
     grey_mean: Histogram | None  # of chest images; None: calibrated before there was such a number
@@ -100,15 +100,12 @@ def read_reference(manifest: Mapping[str, Any]) -> Reference | None:
     if block is None:
         return None
     try:
-        confidence = _histogram(block["confidence"])
-        if confidence is None:
-            raise ValueError("confidence")
         return Reference(
             str(block.get("set", "")),
             int(block["n"]),
             {str(label): _count(n) for label, n in block["labels"].items()},
             {str(name): _count(n) for name, n in block["decisions"].items()},
-            confidence,
+            _histogram(block["confidence"]),
             _histogram(block.get("ood_score")),
             _histogram(block.get("gate_probability")),
             _histogram(block.get("grey_mean")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["percent", "print_report"]
@@ -28,9 +29,10 @@ def _number(value: float | None) -> str:
 
 def print_report(result: dict[str, Any], console: Console) -> None:
     """Print what `evaluate` returned."""
-    console.print(f"[bold]{result['bundle']} {result['version']}[/bold], split {result['split']}, {result['engine']}")
+    bundle = escape(f"{result['bundle']} {result['version']}")
+    console.print(f"[bold]{bundle}[/bold], split {result['split']}, {result['engine']}")
     for name, found in result["sets"].items():
-        console.rule(f"{name}: {found['images']} images")
+        console.rule(f"{escape(name)}: {found['images']} images")
         if "disease" in found:
             _disease(console, found)
         if sets := found.get("label_sets"):
@@ -44,12 +46,13 @@ def print_report(result: dict[str, Any], console: Console) -> None:
             said = ", ".join(f"{k} {n}" for k, n in called["called"].items() if n)
             i = called["intervals"]
             console.print(
-                f"{label}: called {said}; sent to review {percent(called['sent_to_review'], i['sent_to_review'])}, "
+                f"{escape(label)}: called {escape(said)}; "
+                f"sent to review {percent(called['sent_to_review'], i['sent_to_review'])}, "
                 f"review or not NORMAL {percent(called['review_or_not_normal'], i['review_or_not_normal'])}, "
                 f"AUC of abnormal against these {_number(called['abnormal_auc'])}"
             )
     for path, why in result.get("unreadable", ())[:20]:
-        console.print(f"[yellow]not read:[/yellow] {path}: {why}", markup=True, highlight=False)
+        console.print(f"[yellow]not read:[/yellow] {escape(path)}: {escape(why)}", highlight=False)
 
 
 def _disease(console: Console, found: dict[str, Any]) -> None:
@@ -64,7 +67,7 @@ def _disease(console: Console, found: dict[str, Any]) -> None:
     for row, (label, c) in enumerate(d["per_class"].items()):
         said = " ".join(f"{n:>4}" for n in d["confusion"][row])
         table.add_row(
-            label, percent(c["precision"]), percent(c["recall"], i[f"recall {label}"]),
+            escape(label), percent(c["precision"]), percent(c["recall"], i[f"recall {label}"]),
             _number(c["f1"]), _number(d["auc"][label]), str(c["support"]), said,
         )  # fmt: skip
     console.print(table)
@@ -79,8 +82,8 @@ def _disease(console: Console, found: dict[str, Any]) -> None:
     for r in sorted(shown, key=lambda r: (r["label"], r["source"])):
         said = ", ".join(f"{k} {n}" for k, n in r["called"].items())
         table.add_row(
-            r["label"], r["source"], str(r["images"]), percent(r["recall"], r["interval"]),
-            percent(r["sent_to_review"]), said,
+            escape(r["label"]), escape(r["source"]), str(r["images"]), percent(r["recall"], r["interval"]),
+            percent(r["sent_to_review"]), escape(said),
         )  # fmt: skip
     console.print(table)
     if len(found["sources"]) > _SOURCES:
@@ -96,4 +99,6 @@ def _gate(console: Console, gate: dict[str, Any]) -> None:
     )
     for r in gate["sources"]:
         if r["right"] < 1 and r["label"] in ("CHEST", "NOT_CHEST", "LATERAL"):
-            console.print(f"  {r['label']} {r['source']}: {r['images']} images, right {percent(r['right'])}")
+            console.print(
+                f"  {escape(r['label'])} {escape(r['source'])}: {r['images']} images, right {percent(r['right'])}"
+            )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cxrbatch.training.conformal import operating_point, source_weights
 
-__all__ = ["COVERAGE", "abnormal_block", "review_thresholds", "rounded_down"]
+__all__ = ["COVERAGE", "abnormal_block", "confidence_threshold", "review_thresholds", "rounded_down", "sureness"]
 
 COVERAGE = 0.9  #: of the label sets
 _SENSITIVITIES = (0.9, 0.95, 0.99)  # of `abnormal_probability`, at its operating points
@@ -51,6 +51,20 @@ def review_thresholds(
     without a threshold.
     """
     far = float(np.quantile(distance, 1 - unfamiliar_share))
-    spare = int(review_share * len(confidence)) - int((distance > far).sum())
-    near = np.sort(confidence[distance <= far])
-    return float(near[min(max(spare, 0), len(near) - 1)]), far
+    return confidence_threshold(confidence, distance > far, review_share), far
+
+
+def confidence_threshold(confidence: NDArray[np.float64], unlike: NDArray[np.bool_], review_share: float) -> float:
+    """The confidence below which images go to review, together with those `unlike` training `review_share` of them."""
+    spare = int(review_share * len(confidence)) - int(unlike.sum())
+    near = np.sort(confidence if unlike.all() else confidence[~unlike])
+    return float(near[min(max(spare, 0), len(near) - 1)])
+
+
+def sureness(classes: Sequence[str], p: NDArray[np.float64], other: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """(n,) what the threshold of confidence is compared with (decision.py)."""
+    found: NDArray[np.float64] = p.max(1)
+    normal = next((c for c, name in enumerate(classes) if name.upper() == "NORMAL"), None)
+    if other is not None and normal is not None:
+        found = np.where(p.argmax(1) == normal, found * (1 - other), found)
+    return found
