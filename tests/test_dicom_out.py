@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import tzset
 
 import numpy as np
 import pydicom
@@ -29,6 +30,7 @@ from cxrbatch.dicom_out.drawing import draw_capture
 from cxrbatch.dicom_out.objects import KINDS, NotMade, make_objects
 
 HEAT = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
+READER_MOMENT = datetime(2100, 1, 2, 3, 4, 5, tzinfo=UTC)
 #: Of SOP classes that hold words about images: Basic Text, Comprehensive 3D, and a dose report.
 REPORTS = ["1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.88.67"]
 
@@ -143,14 +145,35 @@ def test_the_same_result_is_the_same_object_and_another_one_is_not(reported: Rep
 
 
 def test_the_readers_label_is_in_the_report(reported: Reported) -> None:
-    read = replace(reported, final_label="TUBERCULOSIS", reviewed_at=datetime(2100, 1, 2, 3, 4, 5, tzinfo=UTC))
+    read = replace(reported, final_label="TUBERCULOSIS", reviewed_at=READER_MOMENT)
     report = made_of(read)["sr"]
     groups = report.ContentSequence[-1].ContentSequence
     found = [
         item.ConceptCodeSequence[0].CodeValue for item in groups[-1].ContentSequence if "ConceptCodeSequence" in item
     ]
     assert finding_of("TUBERCULOSIS").value in found and "READER" in found
-    assert (report.ContentDate, report.ContentTime) == ("21000102", "030405")
+    assert datetime.strptime(report.ContentDate + report.ContentTime, "%Y%m%d%H%M%S").astimezone() == READER_MOMENT
+
+
+@pytest.mark.parametrize(
+    ("offset", "date", "time"),
+    [("", "21000102", "120405"), ("-0330", "21000101", "233405"), ("+9900", "21000102", "120405")],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_times_are_in_the_zone_of_the_source_or_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, offset: str, date: str, time: str
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    tzset()
+    try:
+        elements = {"TimezoneOffsetFromUTC": offset, "StudyTime": "070809"} if offset else {"StudyTime": "070809"}
+        said = replace(stored(tmp_path, written(tmp_path / "in", **elements)), reviewed_at=READER_MOMENT)
+        made = made_of(said)[kind]
+    finally:
+        monkeypatch.undo()
+        tzset()
+    assert made.get("TimezoneOffsetFromUTC", "") == offset and made.StudyTime == "070809"
+    assert {(made[f"{what}Date"].value, made[f"{what}Time"].value) for what in ("Content", "Series")} == {(date, time)}
 
 
 def test_labels_that_begin_alike_are_two_findings(reported: Reported) -> None:

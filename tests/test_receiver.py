@@ -36,7 +36,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from cxrbatch.errors import Fatal
 from cxrbatch.intake.instance_files import ReceivedInstance
 from cxrbatch.intake.receiver import ACCEPTED_SYNTAXES, STORAGE_CLASSES, Listen, Receiving, Tls, file_name, receive
+from cxrbatch.ops.receive import listen_of
 from cxrbatch.own_objects import make_uid
+from cxrbatch.settings import Settings
 from mounting import tmpfs
 
 CLASSES = [
@@ -416,6 +418,21 @@ def test_left_over_temporary_files_are_swept(folder: Path) -> None:
     (folder / "ab" / "keep.dcm").write_bytes(b"x")
     with listening(folder):
         assert stored(folder) == [folder / "ab" / "keep.dcm"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"),
+    [
+        ("[::1]:104", "::1"),
+        ("A@[::]:104", "::"),
+        ("::1:104", "::1"),
+        ("A@0.0.0.0:104", "0.0.0.0"),
+        (":104", "127.0.0.1"),
+    ],
+)
+def test_addresses(listen: str, host: str) -> None:
+    found = listen_of(Settings(listen=listen))
+    assert (found.host, found.port) == (host, 104)
 
 
 def test_a_port_that_is_taken_and_a_folder_that_is_not_there_are_sentences(folder: Path) -> None:

@@ -39,7 +39,7 @@ def send(
 def outbox_list(
     to: To = None,
     state: Annotated[str | None, typer.Option(help="waiting, sent, refused or dropped")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many rows.")] = 50,
 ) -> None:
     """The newest objects and what became of each."""
     from cxrbatch.ops.send import list_outbox

@@ -49,7 +49,7 @@ def make_capture(
     dataset.LossyImageCompression = "00"
     dataset.DerivationDescription = "Scaled copy with the output of a classifier; research use, not for diagnosis"
     dataset.SourceImageSequence = [_reference(source)]
-    set_times(dataset, reported.content_time)
+    set_times(dataset, source, reported.content_time)
     dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = dataset.ContentDate, dataset.ContentTime
     return dataset
 

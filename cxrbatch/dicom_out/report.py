@@ -90,7 +90,7 @@ def make_report(reported: Reported, source: Source, uid: str, series_uid: str) -
         **series_of(reported, "sr"),
     )
     dataset.CodingSchemeIdentificationSequence = [_private_scheme()]  # PS3.3 C.12.1.1.2
-    set_times(dataset, reported.content_time)
+    set_times(dataset, source, reported.content_time)
     return dataset
 
 

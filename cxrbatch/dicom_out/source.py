@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,7 @@ _INHERITED = (
     "StudyInstanceUID",
     "StudyDate",
     "StudyTime",
+    "TimezoneOffsetFromUTC",  # of the times of the study and of ours alike (PS3.3 C.12.1.1.8)
     "StudyID",
     "StudyDescription",
     "AccessionNumber",
@@ -62,6 +64,7 @@ class Source:
     burned_in_annotation: str
     image_laterality: str
     patient_orientation: tuple[str, ...]
+    utc_offset: str = ""  # "+0100"; "": its times are local ones
 
     @classmethod
     def of(cls, header: Dataset) -> Source:
@@ -74,6 +77,7 @@ class Source:
             burned_in_annotation=_text(header, "BurnedInAnnotation").upper(),
             image_laterality=(_text(header, "ImageLaterality") or _text(header, "Laterality")).upper(),
             patient_orientation=tuple(map(str, orientation)) if isinstance(orientation, MultiValue) else (),
+            utc_offset=_text(header, "TimezoneOffsetFromUTC"),
         )
 
     def evidence(self) -> Dataset:
@@ -115,15 +119,19 @@ def inherit(dataset: Dataset, header: Dataset) -> None:
     dataset.set_original_encoding(False, True, dataset._character_set)
 
 
-def set_times(dataset: Dataset, moment: datetime) -> None:
-    """The same moment in every copy of the object: highdicom puts the time of the call everywhere."""
-    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
-    dataset.TimezoneOffsetFromUTC = "+0000"
+def set_times(dataset: Dataset, source: Source, moment: datetime) -> None:
+    """The same moment in every copy of the object: highdicom puts the time of the call everywhere.
+
+    In the time zone of the source if it names one, else in that of this machine, as are the times of the study.
+    """
+    named = re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", source.utc_offset)
+    local = moment.astimezone(datetime.strptime(source.utc_offset, "%z").tzinfo if named else None)
+    date, time = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
     for what in ("InstanceCreation", "Series", "Content"):
         setattr(dataset, f"{what}Date", date)
         setattr(dataset, f"{what}Time", time)
     for item in dataset.get("ContributingEquipmentSequence", []):
-        item.ContributionDateTime = f"{date}{time}+0000"
+        item.ContributionDateTime = f"{date}{time}{local:%z}"
 
 
 def _element(header: Dataset, keyword: str) -> DataElement | RawDataElement | None:

@@ -89,7 +89,7 @@ def listen_of(settings: Settings) -> Listen:
     elif settings.tls_key or settings.tls_client_ca:
         raise Fatal("tls_certificate is empty while another tls_ setting is not; set it too.", ExitCode.USAGE)
     return Listen(
-        host=match["host"] or "127.0.0.1",
+        host=match["host"].removeprefix("[").removesuffix("]") or "127.0.0.1",
         port=int(match["port"]),
         ae_title=match["ae"] or "",
         calling_ae_titles=tuple(settings.calling_ae_titles),
