@@ -48,9 +48,14 @@ def refusal(data: bytes) -> ReasonCode:
     return caught.value.reason_code
 
 
-@pytest.mark.parametrize("photometric", ["CMYK", "HSV", "MONOCHROME1", "MONOCHROME2", "YBR_PARTIAL_422", "YBR_RCT"])
+@pytest.mark.parametrize("photometric", ["CMYK", "HSV", "MONOCHROME1", "MONOCHROME2", "YBR_PARTIAL_422"])
 def test_three_samples_of_a_colour_space_that_is_not_read_are_refused(photometric: str) -> None:
     assert refusal(coloured(photometric, GREY_AS_RGB.tobytes())) == ReasonCode.UNSUPPORTED_PIXELS
+
+
+@pytest.mark.parametrize("photometric", ["YBR_RCT", "YBR_ICT"])
+def test_the_names_that_jpeg_2000_leaves_on_decompressed_pixels_are_rgb(photometric: str) -> None:
+    np.testing.assert_array_equal(read_grey(coloured(photometric, GREY_AS_RGB.tobytes()))[0], EIGHT)
 
 
 def test_three_samples_are_no_monochrome1_that_could_be_inverted() -> None:

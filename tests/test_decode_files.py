@@ -236,6 +236,17 @@ def test_extra_samples_of_a_tiff_are_alpha_only_if_they_say_so() -> None:
             assert facts.quality_flags == flags
 
 
+def test_a_fourth_sample_of_rgb_that_a_tiff_says_nothing_of_is_alpha() -> None:
+    other = np.roll(GREY, 40, 0)
+    data = bytearray(tiff(np.dstack([GREY] * 3 + [other]), photometric="rgb", extrasamples=["unassalpha"]))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        entry = file.pages.first.tags[338].offset
+    data[entry : entry + 2] = (337).to_bytes(2, "little")  # another tag
+    grey, facts = read_grey(bytes(data))
+    np.testing.assert_array_equal(grey, (GREY.astype(int) * other + 127) // 255)
+    assert facts.quality_flags == ("alpha",)
+
+
 def test_png_of_16_bits_is_turned_as_its_exif_says() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -172,7 +172,7 @@ def test_times_are_in_the_zone_of_the_source_or_of_this_machine(
     finally:
         monkeypatch.undo()
         tzset()
-    assert made.get("TimezoneOffsetFromUTC", "") == offset and made.StudyTime == "070809"
+    assert made.get("TimezoneOffsetFromUTC", "") == offset.replace("+9900", "") and made.StudyTime == "070809"
     assert {(made[f"{what}Date"].value, made[f"{what}Time"].value) for what in ("Content", "Series")} == {(date, time)}
 
 

@@ -346,6 +346,25 @@ def test_of_several_failed_saves_none_is_forgotten(browser: Any, server: Server,
     assert rows(store, reads, "image_id") == [(1,), (2,)]
 
 
+def test_a_failed_save_is_forgotten_when_a_later_act_on_the_image_is_saved(
+    browser: Any, server: Server, store: Store
+) -> None:
+    tab = Tab(browser, server).log_in("dr_a")
+    tab.goto("/images/1?decision=needs_review")
+    tab.shown(1)
+    saves: list[Any] = []
+    tab.page.route("**/api/acts", lambda route: route.continue_() if saves else saves.append(route))
+    tab.press("a", 2)
+    tab.press("p", 1)
+    tab.press("2", 2)  # waits for the first
+    saves[0].fulfill(status=409, json={"detail": "It is not possible now."})
+    tab.saved()
+    tab.page.unroute("**/api/acts")
+    tab.press("n", 2)
+    assert tab.page.locator("#banner").inner_text() == ""
+    assert rows(store, reads, "image_id", "label") == [(1, "COVID19")]
+
+
 def busy_for(tab: Tab, label: str, tries: int) -> None:
     """The server keeps nothing of acts with this label so many times; the page tries again after 0.3, 1 and 3 s."""
     left = [tries]

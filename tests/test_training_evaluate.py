@@ -16,6 +16,7 @@ from cxrbatch.errors import Fatal
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
 from cxrbatch.inference.bundle import SHIPPED, load_bundle
 from cxrbatch.inference.cascade import Cascade
+from cxrbatch.inference.decision import Assessment
 from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.training.bundle_writer import change_stage
@@ -23,7 +24,7 @@ from cxrbatch.training.calibrate import calibrate
 from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.card import card_text, write_card
 from cxrbatch.training.datasets import LabelledImage, find_folders, leaked_images, split_images
-from cxrbatch.training.evaluate import evaluate
+from cxrbatch.training.evaluate import evaluate, measure
 from cxrbatch.training.plots import plot_evaluation
 from cxrbatch.training.report import print_report
 from cxrbatch.training.scores import Scores, score_images
@@ -163,6 +164,20 @@ def test_a_missing_class_cannot_be_calibrated(tmp_path: Path, bundle: Path) -> N
     images = make_folder(tmp_path / "images", ("NORMAL", "COVID19"), {"val": 2})
     with pytest.raises(Fatal, match="PNEUMONIA, TUBERCULOSIS"):
         calibrate(bundle, images)
+
+
+def test_labels_that_are_alike_are_counted_apart() -> None:
+    labels = ["NORMAL"] * 4 + ["SICK"] * 2 + ["Effusion+"] * 5 + ["Effusion-"] * 6 + ["not-chest"] * 3 + ["NOT_CHEST"]
+    images = tuple(LabelledImage(Path("x"), label, "test", group=str(i)) for i, label in enumerate(labels))
+    n = len(labels)
+    said = (Assessment("NORMAL", 0.5, Decision.REPORTED, ()),) * n
+    nothing = np.zeros((n, 2))
+    scores = Scores(
+        images, (), np.full(n, 0.9), None, nothing, nothing + 0.5, nothing, None, None, ((),) * n, np.zeros(n), said
+    )
+    found = measure(scores, ("NORMAL", "SICK"), 5)["called"]
+    counted = {label: one["images"] for label, one in found.items()}
+    assert counted == {"Effusion+": 5, "Effusion-": 6, "NOT_CHEST": 1, "not-chest": 3}
 
 
 def test_the_test_split_is_refused(data: Path, bundle: Path) -> None:

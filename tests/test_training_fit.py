@@ -171,6 +171,20 @@ def test_what_was_held_out_of_train_is_what_calibrates(tmp_path: Path, monkeypat
     assert "reference" not in load_bundle(tmp_path / "bundle").manifest, "it was of the network before"
 
 
+def test_what_was_held_out_of_other_spellings_calibrates_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cxrbatch.training.calibrate import calibrate
+
+    monkeypatch.setattr("cxrbatch.training.calibrate.open_engine", lambda *_: TorchEngine("cpu"))
+    images = make_folder(tmp_path / "images", counts={"train": 20})
+    (images / "train" / "NORMAL").rename(images / "train" / "HEALTHY")
+    shutil.copytree(images / "train" / "HEALTHY", images / "train" / "NORMAL")
+    recipe = write_recipe(tmp_path / "r.toml")
+    recipe.write_text(recipe.read_text() + '\n[classes]\nNORMAL = ["NORMAL", "HEALTHY"]\nSICK = ["SICK"]\n')
+    train(recipe, images, tmp_path / "bundle", epochs=1)
+    calibrate(tmp_path / "bundle", images)
+    assert "calibration" in load_bundle(tmp_path / "bundle").disease.manifest
+
+
 def test_frozen_blocks_do_not_move() -> None:
     net = build_network("mobilenet_v2", 1, 2).train()
     freeze(net, 3)

@@ -203,11 +203,11 @@ class _Stow:
         except self._requests.exceptions.SSLError:
             return Status("tls_failed", stored=False, may_pass=True)
         except self._requests.exceptions.JSONDecodeError:
-            return Status("answer_unreadable", stored=False)
+            return Status("answer_unreadable", stored=False, may_pass=True)
         except (self._requests.RequestException, OSError):
             return Status("no_connection", stored=False, may_pass=True)
         except (ValueError, KeyError, TypeError, SyntaxError):  # an answer that is no STOW-RS answer
-            return Status("answer_unreadable", stored=False)
+            return Status("answer_unreadable", stored=False, may_pass=True)
         for item in answer.get("FailedSOPSequence") or []:
             code = int(item.get("FailureReason") or 0)
             return Status(f"0x{code:04X}", stored=False, may_pass=code & 0xFF00 == 0xA700)
@@ -216,7 +216,7 @@ class _Stow:
                 warning = int(item.get("WarningReason") or 0)  # PS3.18 10.5.3
                 return Status(f"0x{warning:04X}" if warning else f"http {self._http}", stored=True, warned=warning > 0)
         if self._http == 200 and self._page:  # of a proxy in between: no PACS answers so
-            return Status("answer_unreadable", stored=False)
+            return Status("answer_unreadable", stored=False, may_pass=True)
         # 200 says that all was stored, and this client reads only some kinds of bodies; 202 leaves it open.
         return Status(f"http {self._http}", stored=self._http == 200)
 

@@ -33,12 +33,12 @@ _INHERITED = (
     "StudyInstanceUID",
     "StudyDate",
     "StudyTime",
-    "TimezoneOffsetFromUTC",  # of the times of the study and of ours alike (PS3.3 C.12.1.1.8)
     "StudyID",
     "StudyDescription",
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+_OFFSET = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 #: Type 2: there, and empty where nothing is known.
 _REQUIRED = (
     "PatientName",
@@ -77,7 +77,7 @@ class Source:
             burned_in_annotation=_text(header, "BurnedInAnnotation").upper(),
             image_laterality=(_text(header, "ImageLaterality") or _text(header, "Laterality")).upper(),
             patient_orientation=tuple(map(str, orientation)) if isinstance(orientation, MultiValue) else (),
-            utc_offset=_text(header, "TimezoneOffsetFromUTC"),
+            utc_offset=offset if _OFFSET.fullmatch(offset := _text(header, "TimezoneOffsetFromUTC")) else "",
         )
 
     def evidence(self) -> Dataset:
@@ -124,8 +124,9 @@ def set_times(dataset: Dataset, source: Source, moment: datetime) -> None:
 
     In the time zone of the source if it names one, else in that of this machine, as are the times of the study.
     """
-    named = re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", source.utc_offset)
-    local = moment.astimezone(datetime.strptime(source.utc_offset, "%z").tzinfo if named else None)
+    local = moment.astimezone(datetime.strptime(source.utc_offset, "%z").tzinfo if source.utc_offset else None)
+    if source.utc_offset:
+        dataset.TimezoneOffsetFromUTC = source.utc_offset  # of the times of the study too (PS3.3 C.12.1.1.8)
     date, time = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
     for what in ("InstanceCreation", "Series", "Content"):
         setattr(dataset, f"{what}Date", date)

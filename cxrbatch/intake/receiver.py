@@ -111,7 +111,7 @@ class Receiving:
         self.host, self.port = listen.host, listen.port
         self._tell = tell
         self._names = NameLocks()
-        self._mount_point = _mount_point(folder)
+        self._mount_point, self._place = _mount_point(folder), _place(folder)
 
     def store(self, event: Event) -> int:
         """EVT_C_STORE: the status to answer with. Never raises: pynetdicom would log the exception's text."""
@@ -155,10 +155,13 @@ class Receiving:
 
     def _is_hidden(self) -> bool:
         """Whether the share of the folder was unmounted: what is written now would be hidden when it is back."""
-        point = _mount_point(self.folder)
-        if len(point) > len(self._mount_point):
-            self._mount_point = point  # it was mounted since the start
-        return point != self._mount_point
+        place = _place(self.folder)
+        if place != self._place:  # else nothing was mounted or unmounted; reading all mounts may take long
+            point = _mount_point(self.folder)
+            if len(point) < len(self._mount_point):
+                return True
+            self._mount_point, self._place = point, place  # it was mounted since the start
+        return False
 
     def _keep(self, received: ReceivedInstance, first: Path, second: Path) -> int:
         """Write under the first name if it is free, else under the second. Raises OSError if both are taken."""
@@ -252,6 +255,11 @@ def receive(
         except OSError as error:
             raise Fatal(f"The receiver cannot listen on {listen.host}:{listen.port}: {error.strerror}.") from None
         yield receiving
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _mount_point(folder: Path) -> str:

@@ -109,7 +109,7 @@ class Dispatch:
         if done.unreachable:
             if not failures:
                 log.warning("destination_unreachable", destination=sender.to.name)
-            return failures + 1
+            return 1 if done.sent else failures + 1
         if failures and done.sent:
             log.warning("destination_back", destination=sender.to.name)
         return failures if failures and not done.tried else 0

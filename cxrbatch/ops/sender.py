@@ -35,8 +35,9 @@ class Round:
 
 #: Said of the destination, not of the object: trying the next object now would only wait as long again.
 _UNREACHABLE = frozenset({"no_connection", "association_rejected", "tls_failed"})
-#: Two objects without an answer, one after the other: it is not the object, and each one waits for half a minute.
+#: Two new objects without an answer, one after the other: it is not the object, and each one waits for half a minute.
 _SILENT = 2
+_NO_ANSWER = "no_answer"
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class Sender:
     retry: RetryPolicy
     stop: threading.Event
     _sending: Sending | None = field(default=None, init=False)
-    _unanswered: int = field(default=0, init=False)  # the last objects sent, in a row
+    _unanswered: int = field(default=0, init=False)  # the last objects sent, in a row, at their first try
 
     def fill(self, roots: tuple[str, ...] = (), changed_since: datetime | None = None) -> int:
         """Let what the destination wants wait in the outbox; returns how many objects are new."""
@@ -73,7 +74,8 @@ class Sender:
             result.sent += answer.state == OutboxState.SENT
             result.refused += answer.state == OutboxState.REFUSED
             result.waiting += answer.state == OutboxState.WAITING
-            result.unreachable = answer.status in _UNREACHABLE or self._unanswered >= _SILENT
+            silent = answer.status == _NO_ANSWER and self._unanswered >= _SILENT
+            result.unreachable = silent or answer.status in _UNREACHABLE
         return result
 
     def _attempt(self, item: OutboxItem, result: Round) -> Answer:
@@ -90,7 +92,7 @@ class Sender:
             self._sending = open_destination(destination_of(self.to))
         status = self._sending.send(made)
         failpoint("outbox.answered")
-        self._unanswered = self._unanswered + 1 if status.code == "no_answer" else 0
+        self._unanswered = self._unanswered + 1 if status.code == _NO_ANSWER and not item.attempts else 0
         result.warned += status.warned
         state = OutboxState.WAITING if status.may_pass else OutboxState.REFUSED
         return Answer(OutboxState.SENT if status.stored else state, status.code, made.sop_instance_uid)

@@ -141,7 +141,7 @@ class Outbox:
             connection.execute(update(outbox).where(*waiting).values(next_attempt_at=None))
 
     def claim(self, most: int) -> list[OutboxItem]:
-        """Take up to `most` objects that are due in hand for lease_s, the oldest first."""
+        """Take up to `most` objects that are due in hand for lease_s: those tried least, of them the oldest."""
         with connect(self.store.engine, write=True) as connection:
             now = self.store.now(connection)
             chosen = (
@@ -152,7 +152,7 @@ class Outbox:
                     sa.or_(outbox.c.lease_until.is_(None), outbox.c.lease_until < now),
                     sa.or_(outbox.c.next_attempt_at.is_(None), outbox.c.next_attempt_at <= now),
                 )
-                .order_by(outbox.c.id)
+                .order_by(outbox.c.attempts, outbox.c.id)
                 .limit(most)
             )
             ids = list(connection.execute(chosen.with_for_update(skip_locked=True)).scalars())
@@ -160,7 +160,9 @@ class Outbox:
             if ids:
                 later = {"lease_until": now + timedelta(seconds=self.lease_s)}
                 connection.execute(update(outbox).where(outbox.c.id.in_(ids)).values(later))
-                rows = connection.execute(select(outbox).where(outbox.c.id.in_(ids)).order_by(outbox.c.id)).all()
+                rows = connection.execute(
+                    select(outbox).where(outbox.c.id.in_(ids)).order_by(outbox.c.attempts, outbox.c.id)
+                ).all()
             reported = reported_of(connection, sorted({row.image_id for row in rows})) if rows else {}
             failpoint("outbox.claim.before_commit")
         failpoint("outbox.claim.committed")

@@ -160,18 +160,28 @@ def _held_out(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledIm
 
     Raises Fatal where the images are others by now: another part of them would be drawn, which `train` learnt from.
     """
-    held = bundle.disease.manifest.get("training", {}).get("held_out")
+    training = bundle.disease.manifest.get("training", {})
+    held = training.get("held_out")
     if not held:
         return []
     images = [f for folder in folders for f in split_images(folder.images, "train")]
-    known = targets_of(images, bundle.disease.classes) >= 0
-    chosen = grouped_split([f for f, k in zip(images, known, strict=True) if k], held["share"], held["seed"])[1]
+    if "labels" in held:  # as `prepare` drew: the labels of the classes, but the partial ones
+        partial = [spelling for one in training.get("partial", ()) for spelling in one["labels"]]
+        images = [f for f in images if _is_named(f, held["labels"]) and not _is_named(f, partial)]
+    else:
+        known = targets_of(images, bundle.disease.classes) >= 0
+        images = [f for f, k in zip(images, known, strict=True) if k]
+    chosen = grouped_split(images, held["share"], held["seed"])[1]
     if chosen and data_digest(chosen) != held.get("data_sha256", data_digest(chosen)):  # bundles of before have none
         raise Fatal(
             "The images of train/ are not those that this bundle was trained on, so that what was held out of them "
             "cannot be told: calibrate on the same images, or on a folder with val/ and without train/."
         )
     return chosen
+
+
+def _is_named(image: LabelledImage, spellings: Sequence[str]) -> bool:
+    return any(label_names(image.task, image.label, spelling) for spelling in spellings)
 
 
 def _training_images(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:

@@ -105,7 +105,9 @@ def measure(scores: Scores, classes: Sequence[str], draws: int = 500) -> dict[st
     if scores.gate is not None:
         found["gate"] = _gate(scores, scores.gate, draws)
     others = sorted({f.label for f, k in zip(scores.images, known, strict=True) if not k})
-    found["called"] = {label: _called(scores, _labelled(scores.images, label), classes, draws) for label in others}
+    found["called"] = {
+        label: _called(scores, np.array([f.label == label for f in scores.images]), classes, draws) for label in others
+    }
     return found
 
 

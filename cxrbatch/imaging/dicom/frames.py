@@ -129,7 +129,8 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
             if smaller is not None and smaller.shrunk > 1:
                 return FirstFrame(smaller.samples, smaller.decoder, smaller.suspect, smaller.shrunk)
             raise (_trace.problem or _explain(error)) from error
-        if samples.ndim == 3 and seen["photometric_interpretation"] != "RGB":
+        # Gateways that decompress JPEG 2000 leave its two names on what is RGB by then.
+        if samples.ndim == 3 and seen["photometric_interpretation"] not in ("RGB", "YBR_RCT", "YBR_ICT"):
             raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The colour space of the pixels is not read.")
         if not plugin and dataset.BitsAllocated != 1:
             samples = _fitted(samples, samples.dtype.itemsize * 8)

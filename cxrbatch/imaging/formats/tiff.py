@@ -30,7 +30,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
 _PHOTOMETRIC, _ORIENTATION = 262, 274
-_UNASSOCIATED_ALPHA = 2
+_EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 338, 2
 _LZW, _JPEG = 5, 7
 # Uncompressed, LZW, JPEG, deflate (both numbers), PackBits, Zstandard. tifffile supports dozens of others, but rare
 # codecs tend to crash the process on damaged data.
@@ -189,7 +189,9 @@ def _samples(page: Any) -> tuple[NDArray[Any], GreyScale, list[str]]:
         samples = samples.astype(np.uint8)
     flags: list[str] = []
     # Only by unassociated alpha: colours of associated alpha are composited already, other extra samples are no alpha.
-    has_alpha = tuple(page.extrasamples) == (_UNASSOCIATED_ALPHA,)
+    # A fourth sample of RGB that the file says nothing of is alpha in practice.
+    is_rgba = photometric == _RGB and samples.ndim == 3 and samples.shape[2] == 4 and _EXTRA_SAMPLES not in page.tags
+    has_alpha = is_rgba or tuple(page.extrasamples) == (_UNASSOCIATED_ALPHA,)
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         if samples.ndim == 3:
             samples, flags = flatten_alpha(samples) if has_alpha else (samples[..., 0], [])

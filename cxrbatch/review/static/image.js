@@ -239,6 +239,7 @@ async function act(action, label = null) {
   const turn = showing;
   try {
     const answer = await sent;
+    unsaved.delete(state.key);
     if (answer.others?.length) note(`${state.name}: ${answer.others.join(", ")} has read it too (${answer.status}).`);
     if (next === undefined) {
       await Promise.allSettled(sending.values()); // what is not saved yet would count as unread
@@ -273,11 +274,13 @@ async function undo() {
   pending.add(made);
   try {
     await send(made);
+    unsaved.delete(last.key);
     states.delete(last.key);
     await open(last.key);
     note("Your reading of this image is withdrawn.");
   } catch (error) {
-    if (!error.final && at >= 0) doneActs.splice(at, 0, last); // the next undo is of this act still, not of an earlier one
+    // The next undo is of this act still, not of an earlier one; unless it was never saved.
+    if (!error.final && at >= 0 && !unsaved.has(last.key)) doneActs.splice(at, 0, last);
     keepActs();
     banner(`Not undone: ${error.message}`);
   }
