@@ -6,7 +6,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MOUNTINFO", "Mount", "hides_changes", "is_shared", "mount_of", "mount_points_below", "read_mounts"]
+__all__ = [
+    "MOUNTINFO",
+    "Mount",
+    "MountedFolder",
+    "hides_changes",
+    "is_shared",
+    "mount_of",
+    "mount_points_below",
+    "read_mounts",
+]
 
 MOUNTINFO = "/proc/self/mountinfo"
 #: File systems that other machines, or the host of a virtual machine or container, can write.
@@ -74,6 +83,29 @@ def mount_points_below(root: str, mountinfo: str = MOUNTINFO) -> frozenset[str]:
     real = os.path.realpath(root)
     points = (mount.point for mount in read_mounts(mountinfo) or () if _holds(real, mount.point))
     return frozenset(root.rstrip("/") + point[len(real.rstrip("/")) :] if point != real else root for point in points)
+
+
+class MountedFolder:
+    """A folder that may lie on a share which is unmounted later, or was mounted only after the start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._device, self._point = self._look()
+
+    def is_gone(self) -> bool:
+        """Whether the share of the folder was unmounted. Raises OSError if there is no folder."""
+        info = os.stat(self._folder)
+        if (info.st_dev, info.st_ino) == self._device:
+            return False  # the same folder as before; reading all mounts may take long
+        device, point = self._look()
+        if len(point) < len(self._point):
+            return True
+        self._device, self._point = device, point
+        return False
+
+    def _look(self) -> tuple[tuple[int, int], str]:
+        info, mount = os.stat(self._folder), mount_of(os.fspath(self._folder), read_mounts() or [])
+        return (info.st_dev, info.st_ino), mount.point if mount else ""
 
 
 def _holds(folder: str, path: str) -> bool:

@@ -55,7 +55,7 @@ def _listed(value: object) -> object:
 
 #: Application entity titles (PS3.5 6.2, AE).
 AE_TITLE = re.compile(r"(?=.*[^ ])[ -\[\]-~]{1,16}")
-AE_TITLE_RULE = "an application entity title has 1 to 16 ASCII characters, no backslash, and more than spaces"
+AE_TITLE_RULE = "An application entity title has 1 to 16 ASCII characters, no backslash, and more than spaces"
 
 Texts = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 

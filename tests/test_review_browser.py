@@ -83,6 +83,17 @@ class Tab:
     def shown(self, key: int | str) -> None:
         self.page.wait_for_selector(f'#workplace[data-shown="{key}"]')
 
+    def at_first_image(self) -> Tab:
+        self.goto("/images/1?decision=needs_review")
+        self.shown(1)
+        return self
+
+    def holds_saves(self) -> list[Any]:
+        """The routes of acts from now on, which nobody answers but the test."""
+        held: list[Any] = []
+        self.page.route("**/api/acts", lambda route: held.append(route))
+        return held
+
     def press(self, key: str, then: int | str) -> None:
         """A key, then the image that it leads to."""
         self.page.keyboard.press(key)
@@ -116,9 +127,7 @@ def rows(store: Store, table: sa.Table, *columns: str) -> list[tuple[Any, ...]]:
 
 
 def test_g_goes_round_the_images_of_a_study_and_keeps_the_list(browser: Any, server: Server) -> None:
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
     for then in (2, 1):
         tab.press("g", then)
         tab.page.wait_for_url(f"**/images/{then}?decision=needs_review")
@@ -249,8 +258,7 @@ def test_a_reading_that_is_slow_to_be_saved_is_not_unread_again(browser: Any, se
     tab = Tab(browser, server).log_in("dr_a")
     tab.goto("/rounds/1/read")
     tab.shown(1)
-    saves: list[Any] = []
-    tab.page.route("**/api/acts", lambda route: saves.append(route))
+    saves = tab.holds_saves()
     tab.press("1", 2)
     tab.page.keyboard.press("2")
     for save in (1, 0):  # the second is saved first
@@ -266,9 +274,7 @@ def test_a_reading_that_is_slow_to_be_saved_is_not_unread_again(browser: Any, se
 
 def test_undo_in_a_round_takes_back_nothing_of_the_list(browser: Any, server: Server, store: Store) -> None:
     create_round(store, NewRound("Undo", ("dr_a",), Filters(), "{}", 2, reads_per_image=1), "chief")
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
     tab.press("a", 2)
     tab.saved()
     tab.goto("/rounds/1/read")
@@ -304,11 +310,8 @@ def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, sto
 
 
 def test_a_failed_save_takes_no_other_act_off_the_undo_list(browser: Any, server: Server, store: Store) -> None:
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
-    saves: list[Any] = []
-    tab.page.route("**/api/acts", lambda route: saves.append(route))
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
+    saves = tab.holds_saves()
     tab.press("a", 2)
     tab.press("a", 3)
     saves[1].continue_()
@@ -323,11 +326,8 @@ def test_a_failed_save_takes_no_other_act_off_the_undo_list(browser: Any, server
 
 
 def test_of_several_failed_saves_none_is_forgotten(browser: Any, server: Server, store: Store) -> None:
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
-    saves: list[Any] = []
-    tab.page.route("**/api/acts", lambda route: saves.append(route))
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
+    saves = tab.holds_saves()
     tab.press("a", 2)
     tab.press("a", 3)
     for save in saves:
@@ -349,15 +349,15 @@ def test_of_several_failed_saves_none_is_forgotten(browser: Any, server: Server,
 def test_a_failed_save_is_forgotten_when_a_later_act_on_the_image_is_saved(
     browser: Any, server: Server, store: Store
 ) -> None:
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
     saves: list[Any] = []
     tab.page.route("**/api/acts", lambda route: route.continue_() if saves else saves.append(route))
     tab.press("a", 2)
     tab.press("p", 1)
     tab.press("2", 2)  # waits for the first
     saves[0].fulfill(status=409, json={"detail": "It is not possible now."})
+    tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
+    tab.shown(1)
     tab.saved()
     tab.page.unroute("**/api/acts")
     tab.press("n", 2)
@@ -382,9 +382,7 @@ def busy_for(tab: Tab, label: str, tries: int) -> None:
 def test_a_later_act_on_an_image_is_not_replaced_by_one_that_is_tried_again(
     browser: Any, server: Server, store: Store
 ) -> None:
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
     busy_for(tab, "COVID19", 3)
     tab.press("2", 2)
     tab.press("p", 1)
@@ -394,9 +392,7 @@ def test_a_later_act_on_an_image_is_not_replaced_by_one_that_is_tried_again(
 
 
 def test_an_undo_waits_for_the_act_that_it_takes_back(browser: Any, server: Server, store: Store) -> None:
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
     busy_for(tab, "COVID19", 3)
     tab.press("2", 2)
     tab.press("z", 1)
@@ -406,9 +402,7 @@ def test_an_undo_waits_for_the_act_that_it_takes_back(browser: Any, server: Serv
 
 
 def test_an_undo_that_is_not_saved_can_be_made_again(browser: Any, server: Server, store: Store) -> None:
-    tab = Tab(browser, server).log_in("dr_a")
-    tab.goto("/images/1?decision=needs_review")
-    tab.shown(1)
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
     tab.press("a", 2)
     tab.press("a", 3)
     tab.saved()

@@ -244,17 +244,23 @@ class _Warns(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-def test_a_warning_of_stow_is_told_too(tmp_path: Path) -> None:
-    paths = written(tmp_path / "in")
-    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+def stowed(folder: Path, service: type[BaseHTTPRequestHandler], path: str) -> Status:
+    """What is made of the answer of a DICOMweb service to one report."""
+    paths = written(folder / "in")
+    with Store.open(f"sqlite:///{folder / 'store.db'}") as store:
         record_files(store, paths)
         (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sr"], Limits())
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Warns) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), service) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        sending = open_destination(parse_destination(f"http://127.0.0.1:{server.server_port}/dicom-web"))
+        sending = open_destination(parse_destination(f"http://127.0.0.1:{server.server_port}/{path}"))
         status = sending.send(made)
         sending.close()
         server.shutdown()
+    return status
+
+
+def test_a_warning_of_stow_is_told_too(tmp_path: Path) -> None:
+    status = stowed(tmp_path, _Warns, "dicom-web")
     assert status == Status("0xB000", stored=True, warned=True)
 
 
@@ -287,16 +293,7 @@ class _Login(BaseHTTPRequestHandler):
     ("path", "code"), [("redirected", "http 302"), ("page", "answer_unreadable"), ("json", "answer_unreadable")]
 )
 def test_the_login_page_of_a_proxy_is_not_called_stored(tmp_path: Path, path: str, code: str) -> None:
-    paths = written(tmp_path / "in")
-    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
-        record_files(store, paths)
-        (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sr"], Limits())
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Login) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        sending = open_destination(parse_destination(f"http://127.0.0.1:{server.server_port}/{path}"))
-        status = sending.send(made)
-        sending.close()
-        server.shutdown()
+    status = stowed(tmp_path, _Login, path)
     assert status == Status(code, stored=False, may_pass=code == "answer_unreadable")
 
 

@@ -83,7 +83,7 @@ def parse_destination(url: str, tls_ca: str = "", tls_certificate: str = "", tls
         raise _no_destination(url)
     calling = parse_qs(parts.query).get("calling", ["CXRBATCH"])[0]
     if not all(AE_TITLE.fullmatch(title) for title in (parts.username, calling)):
-        raise Fatal(f"A{AE_TITLE_RULE[1:]}.", ExitCode.USAGE)
+        raise Fatal(f"{AE_TITLE_RULE}.", ExitCode.USAGE)
     return Destination(
         ae_title=parts.username,
         host=parts.hostname,

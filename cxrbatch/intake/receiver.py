@@ -37,7 +37,7 @@ from cxrbatch.failpoints import failpoint
 from cxrbatch.instance_names import duplicate_file_name, file_name
 from cxrbatch.intake.associations import ConnectionLimits, serve
 from cxrbatch.intake.instance_files import NameLocks, ReceivedInstance, is_empty_file, sync_folder, write_new
-from cxrbatch.mounts import mount_of, read_mounts
+from cxrbatch.mounts import MountedFolder
 from cxrbatch.own_objects import is_own_uid
 
 __all__ = ["ACCEPTED_SYNTAXES", "STORAGE_CLASSES", "Listen", "Receiving", "Tls", "file_name", "receive"]
@@ -111,7 +111,7 @@ class Receiving:
         self.host, self.port = listen.host, listen.port
         self._tell = tell
         self._names = NameLocks()
-        self._mount_point, self._place = _mount_point(folder), _place(folder)
+        self._mounted = MountedFolder(folder)
 
     def store(self, event: Event) -> int:
         """EVT_C_STORE: the status to answer with. Never raises: pynetdicom would log the exception's text."""
@@ -133,7 +133,7 @@ class Receiving:
             self._tell("own_object_refused")
             return _NOT_AUTHORIZED
         free = shutil.disk_usage(self.folder).free  # before the next look: it mounts what autofs has let go
-        if self._is_hidden():
+        if self._mounted.is_gone():  # what is written now would be hidden when the share is back
             self._tell("share_unmounted")
             return _OUT_OF_RESOURCES
         if free < self.listen.min_free_bytes:
@@ -152,16 +152,6 @@ class Receiving:
                 sync_folder(folder)
         failpoint("receiver.stored")
         return _SUCCESS
-
-    def _is_hidden(self) -> bool:
-        """Whether the share of the folder was unmounted: what is written now would be hidden when it is back."""
-        place = _place(self.folder)
-        if place != self._place:  # else nothing was mounted or unmounted; reading all mounts may take long
-            point = _mount_point(self.folder)
-            if len(point) < len(self._mount_point):
-                return True
-            self._mount_point, self._place = point, place  # it was mounted since the start
-        return False
 
     def _keep(self, received: ReceivedInstance, first: Path, second: Path) -> int:
         """Write under the first name if it is free, else under the second. Raises OSError if both are taken."""
@@ -255,16 +245,6 @@ def receive(
         except OSError as error:
             raise Fatal(f"The receiver cannot listen on {listen.host}:{listen.port}: {error.strerror}.") from None
         yield receiving
-
-
-def _place(folder: Path) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
-
-
-def _mount_point(folder: Path) -> str:
-    mount = mount_of(os.fspath(folder), read_mounts() or [])
-    return mount.point if mount else ""
 
 
 def _data_bytes(pdu: Any) -> int:

@@ -28,18 +28,10 @@ from cxrbatch.training import metrics
 from cxrbatch.training.augment import StyleAugmentation
 from cxrbatch.training.bundle_writer import change_bundle, change_stage, shift_logits, take_over
 from cxrbatch.training.calibrate_gate import calibrate_gate
+from cxrbatch.training.calibration_images import chosen_images, own_folders, training_images
 from cxrbatch.training.class_bias import balanced_bias
 from cxrbatch.training.conformal import class_thresholds, source_weights
-from cxrbatch.training.datasets import (
-    ImageFolder,
-    LabelledImage,
-    data_digest,
-    find_folders,
-    grouped_split,
-    label_names,
-    read_images,
-    split_images,
-)
+from cxrbatch.training.datasets import LabelledImage, find_folders, label_names, read_images, split_images
 from cxrbatch.training.reference import reference_block
 from cxrbatch.training.scores import Scores, assess_each, probabilities_of, score_images, targets_of
 from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down, sureness
@@ -47,7 +39,6 @@ from cxrbatch.types import Decision, ModelInputSpec
 
 __all__ = ["calibrate", "feature_statistics"]
 
-_MOST_FEATURES = 2500  # images whose features describe the training data: enough for a few hundred directions
 _DIRECTIONS = 256
 _IMAGES_A_DIRECTION = 8  # fewer and a direction's variance is that of a handful of images
 _RESTYLED_LOOK = 0.7  # twice the training's: other hospitals are further away than that
@@ -99,8 +90,8 @@ def _calibrate(
 ) -> None:
     loaded = load_bundle(bundle)
     engine = open_engine("auto", "auto", loaded)
-    folders = find_folders(data, _own_folders(loaded.disease))
-    images = _chosen_images(folders, loaded, split)
+    folders = find_folders(data, own_folders(loaded.disease))
+    images = chosen_images(folders, loaded, split)
     scores = score_images(loaded, images, engine)
     y = targets_of(scores.images, loaded.disease.classes)
     missing = [name for c, name in enumerate(loaded.disease.classes) if not (y == c).any()]
@@ -120,24 +111,14 @@ def _calibrate(
         loaded = load_bundle(bundle)
         scores = score_images(loaded, images, engine)
     known = scores.chosen(y >= 0)
-    train = _training_images(folders, loaded)
+    train = training_images(folders, loaded)
     _calibrate_disease(loaded, engine, known, y[y >= 0], train, split, review_share, unfamiliar_share, label_set_margin)
     if loaded.gate is not None:
-        others = find_folders(data, _own_folders(loaded.gate))
+        others = find_folders(data, own_folders(loaded.gate))
         if [f.path for f in others] != [f.path for f in folders]:
             scores = score_images(loaded, [f for one in others for f in split_images(one.images, split)], engine)
         calibrate_gate(loaded, scores, split)
     _write_reference(bundle, known.images, engine, split)
-
-
-def _own_folders(stage: ModelSpec) -> tuple[str, ...]:
-    """The folders of a larger collection that the stage was trained on, as the manifest names them; else all."""
-    return tuple(stage.manifest.get("training", {}).get("data", ()))
-
-
-def _chosen_images(folders: Sequence[ImageFolder], bundle: Bundle, split: str) -> list[LabelledImage]:
-    """The images of the split, and those of train/ that `train` kept for validation."""
-    return [f for folder in folders for f in split_images(folder.images, split)] + _held_out(folders, bundle)
 
 
 def _write_reference(bundle: Path, images: Sequence[LabelledImage], engine: InferenceEngine, split: str) -> None:
@@ -153,43 +134,6 @@ def _write_reference(bundle: Path, images: Sequence[LabelledImage], engine: Infe
         set_name=split,
     )
     change_bundle(bundle, {"reference": block})
-
-
-def _held_out(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:
-    """The same random part of the training images that `train` held out for validation; empty if it held out none.
-
-    Raises Fatal where the images are others by now: another part of them would be drawn, which `train` learnt from.
-    """
-    training = bundle.disease.manifest.get("training", {})
-    held = training.get("held_out")
-    if not held:
-        return []
-    images = [f for folder in folders for f in split_images(folder.images, "train")]
-    if "labels" in held:  # as `prepare` drew: the labels of the classes, but the partial ones
-        partial = [spelling for one in training.get("partial", ()) for spelling in one["labels"]]
-        images = [f for f in images if _is_named(f, held["labels"]) and not _is_named(f, partial)]
-    else:
-        known = targets_of(images, bundle.disease.classes) >= 0
-        images = [f for f, k in zip(images, known, strict=True) if k]
-    chosen = grouped_split(images, held["share"], held["seed"])[1]
-    if chosen and data_digest(chosen) != held.get("data_sha256", data_digest(chosen)):  # bundles of before have none
-        raise Fatal(
-            "The images of train/ are not those that this bundle was trained on, so that what was held out of them "
-            "cannot be told: calibrate on the same images, or on a folder with val/ and without train/."
-        )
-    return chosen
-
-
-def _is_named(image: LabelledImage, spellings: Sequence[str]) -> bool:
-    return any(label_names(image.task, image.label, spelling) for spelling in spellings)
-
-
-def _training_images(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:
-    """Training images of the bundle's classes, evenly thinned to a few thousand."""
-    images = [f for folder in folders for f in split_images(folder.images, "train")]
-    known = targets_of(images, bundle.disease.classes) >= 0
-    images = [f for f, k in zip(images, known, strict=True) if k]
-    return images[:: max(1, -(-len(images) // _MOST_FEATURES))]
 
 
 def _calibrate_disease(

@@ -16,7 +16,7 @@ from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.training import metrics
-from cxrbatch.training.datasets import SPLITS, LabelledImage, find_folders, label_matches, leaked_images, split_images
+from cxrbatch.training.datasets import SPLITS, find_folders, label_matches, leaked_images, split_images
 from cxrbatch.training.scores import Scores, score_images, targets_of
 
 __all__ = ["evaluate", "measure"]
@@ -233,7 +233,7 @@ def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
 
 def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[str, Any]:
     """Everything but NOT_CHEST is a chest image, and a frontal one unless it is LATERAL."""
-    none, lateral = _labelled(scores.images, NOT_CHEST), _labelled(scores.images, _LATERAL)
+    none, lateral = (np.array([label_matches(f.label, kind) for f in scores.images]) for kind in (NOT_CHEST, _LATERAL))
     chest = ~none & ~lateral
     right = np.where(chest, scores.passed, np.where(none, scores.rejected, ~scores.passed))
     groups = [f.group for f in scores.images]
@@ -263,10 +263,6 @@ def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[
         ],
         "histogram": {name: np.histogram(probability[is_it], 20, (0, 1))[0].tolist() for name, is_it in kinds.items()},
     }
-
-
-def _labelled(images: Sequence[LabelledImage], label: str) -> NDArray[np.bool_]:
-    return np.array([label_matches(f.label, label) for f in images])
 
 
 def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], draws: int) -> dict[str, Any]:

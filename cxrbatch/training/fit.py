@@ -111,14 +111,7 @@ def train(
             "partial": [{"labels": list(one.labels), "classes": list(one.classes)} for one in plan.partial],
             "data": list(plan.data),
             "device": str(on),
-            "held_out": {
-                "share": plan.validation_share,
-                "seed": plan.seed,
-                "labels": [s for named in (plan.classes or {c: (c,) for c in images.classes}).values() for s in named],
-                "data_sha256": images.held_out,
-            }
-            if images.held_out
-            else None,
+            "held_out": images.held_out,
         },
     )
     write_stage(out, draft)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class Prepared:
     val_arrays: list[NDArray[np.uint8]]
     val_labels: list[int]
     unreadable: list[tuple[LabelledImage, str]]
-    held_out: str  # `data_digest` of what was held out of the training folder; empty: nothing
+    held_out: dict[str, Any] | None  # what was held out of the training folder, as the manifest says it; None: nothing
     data_sha256: str
     targets: NDArray[np.float32]  # (labels, outputs): what each class number, and each partial one, asks for
     smoothing: NDArray[np.float32]  # (labels,)
@@ -88,12 +89,18 @@ def prepare(
     complete = len(wanted)
     train, val = split_images(images, "train"), split_images(images, "val")
     val = [f for f in val if number[f.task, f.label] < complete]
-    held: list[LabelledImage] = []
+    held_out: dict[str, Any] | None = None
     if recipe.validation == "split" or not val:
         whole = [f for f in train if number[f.task, f.label] < complete]
         chosen = {f.group for f in grouped_split(whole, recipe.validation_share, recipe.seed)[1]}
         held = [f for f in whole if f.group in chosen]
         val = [*val, *held]
+        held_out = {
+            "share": recipe.validation_share,
+            "seed": recipe.seed,
+            "labels": [spelling for spellings in wanted.values() for spelling in spellings],
+            "data_sha256": data_digest(held),
+        }
         train = [f for f in train if f.group not in chosen]
     train = _without(train, data, without_sources, without_files)
     train, val = (_thinned(part, number, limit) for part in (train, val))
@@ -118,7 +125,7 @@ def prepare(
     digest = data_digest([*train, *val])
     return Prepared(
         classes, names, train, train_arrays, train_labels, val, val_arrays, val_labels,
-        lost + lost_too, data_digest(held) if held else "", digest,
+        lost + lost_too, held_out, digest,
         *_targets(recipe, classes, complete),
     )  # fmt: skip
 
@@ -150,7 +157,7 @@ def _prepare_findings(
     train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
     return Prepared(
         tuple(recipe.classes), tuple(label for _, label in number), train, train_arrays, train_labels,
-        val, val_arrays, val_labels, lost + lost_too, "", data_digest([*train, *val]),
+        val, val_arrays, val_labels, lost + lost_too, None, data_digest([*train, *val]),
         targets, np.full(len(number), recipe.label_smoothing, np.float32), np.full(len(number), 1 / len(number)),
     )  # fmt: skip
 
