@@ -52,6 +52,8 @@ def main() -> None:
     importlib.reload(cxrbatch.failpoints)  # the fork server read it before this process's environment was set
     if "TEST_FROZEN_S" in os.environ:
         cxrbatch.store.connection._FROZEN_S = int(os.environ["TEST_FROZEN_S"])
+        # Another thread may be sending rows when the process is frozen: only this limit ends that, else after 300 s.
+        cxrbatch.store.connection._LONGEST_S = 4 * cxrbatch.store.connection._FROZEN_S
     _break()
     if os.environ.get("TEST_ENGINE") == "arithmetic":
         cxrbatch.ops.watch.open_engine = lambda *_: Arithmetic()  # type: ignore[assignment]
