@@ -12,7 +12,7 @@ test: ## a fresh venv, install, lint, types, tests
 	rm -rf $(VENV_TEST)
 	$(MAKE) $(VENV_TEST)/bin/pytest
 	$(MAKE) lint BIN=$(VENV_TEST)/bin
-	$(VENV_TEST)/bin/pytest
+	$(VENV_TEST)/bin/pytest -n 2 --dist loadfile
 
 $(VENV_TEST)/bin/pytest: # what `make test` left is used again by the long runs; where nothing is, it is made
 	$(PYTHON) -m venv $(VENV_TEST)

@@ -68,6 +68,11 @@ class Tab:
         self.server, self.problems = server, list[str]()
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.refused: list[str] = []
+        self.page.on(
+            "response",
+            lambda answer: self.refused.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None,
+        )
 
     def log_in(self, name: str) -> Tab:
         self.page.goto(self.server.address + "/login")
@@ -359,6 +364,7 @@ def test_a_failed_save_is_forgotten_when_a_later_act_on_the_image_is_saved(
     tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
     tab.shown(1)
     tab.saved()
+    assert tab.refused == [f"409 {server.address}/api/acts"]
     tab.page.unroute("**/api/acts")
     tab.press("n", 2)
     assert tab.page.locator("#banner").inner_text() == ""
