@@ -17,8 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.engines import tolerance
 from cxrbatch.inference.engines.networks import build_network
+from cxrbatch.inference.engines.openvino_engine import OpenVinoEngine
 from cxrbatch.inference.engines.torch_engine import TorchEngine
+from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.training import backbones
 from cxrbatch.training.backbones import freeze, start_network
 from cxrbatch.training.checkpoint import Progress
@@ -66,6 +69,21 @@ def test_it_learns(images: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.toml", ("epochs = 2", "epochs = 6"), ('"style"', '"none"'))
     train(recipe, images, tmp_path / "bundle")
     assert max(e["train_accuracy"] for e in metrics(tmp_path / "bundle")) > 0.9
+
+
+def test_it_learns_in_whole_numbers(images: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.toml",
+        ("epochs = 2", "epochs = 6"),
+        ('"style"', '"none"'),
+        ('"mobilenet_v2"', '"mobilenet_v2_int8"'),
+        ("channels = 1", 'channels = 1\nnormalise = "int8"'),
+    )
+    train(recipe, images, tmp_path / "bundle")
+    assert max(e["train_accuracy"] for e in metrics(tmp_path / "bundle")) > 0.9
+    stage = load_bundle(tmp_path / "bundle").disease
+    assert stage.int8 and stage.mean[0] * 255 == pytest.approx(128)
+    assert largest_difference(stage, OpenVinoEngine()) < tolerance(stage)
 
 
 def test_killed_and_resumed_is_the_same_as_unbroken(images: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from factories import make_bundle
 from training_images import draw
 
 
-@pytest.mark.parametrize("architecture", ["mobilenet_v2", "mobilenet_v3_large"])
+@pytest.mark.parametrize("architecture", ["mobilenet_v2", "mobilenet_v2_int8", "mobilenet_v3_large"])
 def test_the_maps_are_captums(architecture: str) -> None:
     attr = pytest.importorskip("captum.attr")
     torch.manual_seed(0)

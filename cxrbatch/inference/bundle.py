@@ -36,7 +36,7 @@ __all__ = [
 
 FORMAT = 5
 #: What `engines/networks.py` can build; listed here because reading a bundle must not import PyTorch.
-ARCHITECTURES = frozenset({"mobilenet_v2", "mobilenet_v3_large"})
+ARCHITECTURES = frozenset({"mobilenet_v2", "mobilenet_v2_int8", "mobilenet_v3_large"})
 _SEALED = 3  # the first format whose manifest carries its own digest
 _UNSEAL = 'restore it, or take its top-level "sha256" out and set "format" to 2 if you changed it on purpose'
 _EXACT = " exact"
@@ -82,6 +82,11 @@ class ModelSpec:
     frontal_threshold: float | None = None  # gate with two outputs: a chest image below it is not a frontal one
     label_set: tuple[float, ...] | None = None  # disease: a class is in the label set from this probability on
     other: OtherOutput | None = None  # disease
+
+    @property
+    def int8(self) -> bool:
+        """Whether weights and activations are whole numbers of steps: `engines/grids.py`."""
+        return self.architecture.endswith("_int8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def _beyond_the_label(stage: ModelSpec) -> Iterable[str]:
 
 def verify_models(name: str | None, settings: Settings) -> ExitCode:
     """Check the hashes (load_bundle exits with 12), then compare the recorded logits on this machine's engine."""
-    from cxrbatch.inference.engines import TOLERANCE, open_engine
+    from cxrbatch.inference.engines import open_engine, tolerance
 
     bundles: list[Bundle] = [load_bundle(name)] if name else [load_bundle(p) for p in shipped_bundles()]
     engine = open_engine(settings.engine, settings.device)
@@ -79,7 +79,7 @@ def verify_models(name: str | None, settings: Settings) -> ExitCode:
             difference = largest_difference(stage, engine)
             if difference is None:
                 prediction = "[yellow]hash ok; no recorded logits to compare with[/yellow]"
-            elif difference <= TOLERANCE:
+            elif difference <= tolerance(stage):
                 prediction = f"[green]ok[/green]  hash, and logits within {difference:.1g} of the recorded ones"
             else:
                 prediction = f"[red]logits differ by {difference:.3g}[/red]: this engine does not compute what was made"

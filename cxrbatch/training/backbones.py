@@ -16,7 +16,11 @@ from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, l
 
 __all__ = ["freeze", "split_other", "start_network"]
 
-_DOWNLOADS = {"mobilenet_v2": models.mobilenet_v2, "mobilenet_v3_large": models.mobilenet_v3_large}
+_DOWNLOADS = {
+    "mobilenet_v2": models.mobilenet_v2,
+    "mobilenet_v2_int8": models.mobilenet_v2,
+    "mobilenet_v3_large": models.mobilenet_v3_large,
+}
 _MOMENTUM = 0.1  # of batch norm; torch's own default
 
 

@@ -287,7 +287,9 @@ class _Run:
 def _normalisation(recipe: Recipe, images: Prepared) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of x / 255, (channels, 1, 1) each; images are grey, so all channels are equal."""
     mean, std = 0.5, 0.5
-    if recipe.normalise == "dataset":
+    if recipe.normalise == "int8":
+        mean = 128 / 255
+    elif recipe.normalise == "dataset":
         model_inputs = fixed_batches(images.train_arrays, images.train_labels, recipe.model_input, 64)
         moments = torch.tensor([[x.double().mean(), x.double().square().mean()] for x, _ in model_inputs]) / 255
         mean = float(moments[:, 0].mean())

@@ -94,13 +94,14 @@ class Recipe:
 
     name: str
     role: Literal["gate", "disease", "findings"]  # gate, findings: binary cross-entropy; disease: softmax
-    architecture: Literal["mobilenet_v2", "mobilenet_v3_large"]
+    architecture: Literal["mobilenet_v2", "mobilenet_v2_int8", "mobilenet_v3_large"]
     model_input: ModelInputSpec
     optimiser: Optimiser
     phases: tuple[Phase, ...]
     pretrained: str = "none"  # "imagenet" (a download), "bundle:NAME", a safetensors file, or "none"
     channels: Literal[1, 3] = 1
-    normalise: Literal["half", "dataset"] = "half"  # half: mean and std 0.5; dataset: measured on train
+    # half: x / 127.5 - 1; int8: (x - 128) / 127.5, whole steps; dataset: by mean and deviation of the training images
+    normalise: Literal["half", "int8", "dataset"] = "half"
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # class -> labels; empty: the folders
     partial: tuple[Partial, ...] = ()  # disease only; learnt from, never validated on
     other: str = ""  # disease: a name for one more output, of what is none of the classes; only [[partial]] teaches it

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from cxrbatch.inference.engines.int8 import on_grids
+
 __all__ = ["ARCHITECTURES", "FeatureNetwork", "build_network", "load_state"]
 
 
@@ -35,6 +37,12 @@ def _mobilenet_v2(outputs: int) -> FeatureNetwork:
     return FeatureNetwork(net.features, net.classifier)
 
 
+def _mobilenet_v2_int8(outputs: int) -> FeatureNetwork:
+    net = _mobilenet_v2(outputs)
+    on_grids(net)
+    return net
+
+
 def _mobilenet_v3_large(outputs: int) -> FeatureNetwork:
     net = models.mobilenet_v3_large(num_classes=outputs)
     return FeatureNetwork(net.features, net.classifier)
@@ -42,6 +50,7 @@ def _mobilenet_v3_large(outputs: int) -> FeatureNetwork:
 
 ARCHITECTURES: dict[str, Callable[[int], FeatureNetwork]] = {
     "mobilenet_v2": _mobilenet_v2,
+    "mobilenet_v2_int8": _mobilenet_v2_int8,
     "mobilenet_v3_large": _mobilenet_v3_large,
 }
 

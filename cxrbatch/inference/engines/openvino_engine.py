@@ -119,7 +119,7 @@ def _key(stage: ModelSpec) -> str:
 
 def _convert(stage: ModelSpec) -> Any:
     """Model inputs u8 (n, 1, size, size) -> logits, features; normalisation is part of the model."""
-    if stage.architecture == "mobilenet_v2":
+    if stage.architecture in ("mobilenet_v2", "mobilenet_v2_int8"):
         return mobilenet_v2(stage)
     import torch
     from openvino.tools.ovc import convert_model

@@ -1,7 +1,8 @@
 """MobileNetV2 as an OpenVINO graph, built directly from a bundle's tensors in half a second, without PyTorch.
 
 Source: Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks". Tensors have torchvision's names.
-Batch norm is folded into the convolutions.
+Batch norm is folded into the convolutions. FakeQuantize says which values the weights and activations of
+`mobilenet_v2_int8` have; OpenVINO then computes in 8-bit integers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from openvino import opset8 as ops
 from safetensors import safe_open
 
 from cxrbatch.inference.bundle import ModelSpec
+from cxrbatch.inference.engines.grids import BLOCK_STEP, RELU6_LEVELS, WEIGHT_LEVELS
 
 __all__ = ["mobilenet_v2"]
 
@@ -30,6 +32,7 @@ def mobilenet_v2(stage: ModelSpec) -> Model:
 
     Raises KeyError when a tensor is missing.
     """
+    int8 = stage.int8
     with safe_open(stage.weights, framework="numpy") as file:
         names = [name for name in file.keys() if name.startswith("network.")]  # noqa: SIM118
         state = {name.removeprefix("network."): file.get_tensor(name).astype(np.float32) for name in names}
@@ -39,44 +42,60 @@ def mobilenet_v2(stage: ModelSpec) -> Model:
     size = stage.model_input.size
     model_inputs = ops.parameter([-1, 1, size, size], np.uint8, name="model_inputs")
     mean, std = (np.asarray(of, np.float32).reshape(1, -1, 1, 1) * 255 for of in (stage.mean, stage.std))
-    x = ops.divide(ops.subtract(ops.convert(model_inputs, "f32"), mean), std)
-    x = _relu6(_convolution(x, state, "features.0.0", "features.0.1", 2))
+    x = ops.convert(model_inputs, "f32")
+    x = _rounded(x, 0, 255, -mean / std, (255 - mean) / std) if int8 else ops.divide(ops.subtract(x, mean), std)
+    x = _relu6(_convolution(x, state, "features.0.0", "features.0.1", 2, int8=int8), int8=int8)
     for number in range(1, _BLOCKS + 1):
-        x = _inverted_residual(x, state, number)
-    x = _relu6(_convolution(x, state, f"features.{_BLOCKS + 1}.0", f"features.{_BLOCKS + 1}.1"))
+        x = _inverted_residual(x, state, number, int8=int8)
+        if int8:
+            x = _rounded(x, -128 * BLOCK_STEP, 127 * BLOCK_STEP)
+    x = _relu6(_convolution(x, state, f"features.{_BLOCKS + 1}.0", f"features.{_BLOCKS + 1}.1", int8=int8), int8=int8)
     features = ops.reduce_mean(x, np.array([2, 3]), False)
     logits = ops.matmul(features, state["classifier.1.weight"], False, True)
     return Model([ops.add(logits, state["classifier.1.bias"][None]), features], [model_inputs], stage.role)
 
 
-def _inverted_residual(x: Any, state: dict[str, Floats], number: int) -> Any:
+def _inverted_residual(x: Any, state: dict[str, Floats], number: int, *, int8: bool) -> Any:
     """Expand (except in the first), depthwise convolution, project; plus the input if the shapes are equal."""
     block = f"features.{number}.conv"
     y, part = x, 0
     if f"{block}.3.weight" in state:
-        y = _relu6(_convolution(y, state, f"{block}.0.0", f"{block}.0.1"))
+        y = _relu6(_convolution(y, state, f"{block}.0.0", f"{block}.0.1", int8=int8), int8=int8)
         part = 1
     stride = 2 if number in _HALVING else 1
-    y = _relu6(_convolution(y, state, f"{block}.{part}.0", f"{block}.{part}.1", stride))
-    y = _convolution(y, state, f"{block}.{part + 1}", f"{block}.{part + 2}")
+    y = _relu6(_convolution(y, state, f"{block}.{part}.0", f"{block}.{part}.1", stride, int8=int8), int8=int8)
+    y = _convolution(y, state, f"{block}.{part + 1}", f"{block}.{part + 2}", int8=int8)
     same_shape = stride == 1 and x.get_output_partial_shape(0)[1] == y.get_output_partial_shape(0)[1]
     return ops.add(x, y) if same_shape else y
 
 
-def _convolution(x: Any, state: dict[str, Floats], convolution: str, norm: str, stride: int = 1) -> Any:
+def _convolution(
+    x: Any, state: dict[str, Floats], convolution: str, norm: str, stride: int = 1, *, int8: bool = False
+) -> Any:
     """Convolution (depthwise if its weights are (n, 1, k, k) for n channels) with its batch norm folded in."""
     weights = state[f"{convolution}.weight"]
     scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(_EPSILON))
     shift = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
     weights = weights * scale[:, None, None, None]
     channels = x.get_output_partial_shape(0)[1].get_length()
-    padding, strides = [weights.shape[2] // 2] * 2, [stride, stride]
-    if channels == weights.shape[1]:
-        y = ops.convolution(x, weights, strides, padding, padding, [1, 1])
-    else:
-        y = ops.group_convolution(x, weights[:, None], strides, padding, padding, [1, 1])
-    return ops.add(y, shift.reshape(1, -1, 1, 1))
+    depthwise = channels != weights.shape[1]
+    if depthwise:
+        weights = weights[:, None]
+    padding, strides = [weights.shape[-1] // 2] * 2, [stride, stride]
+    if int8:
+        largest = np.maximum(np.abs(weights).max(tuple(range(1, weights.ndim)), keepdims=True), 1e-12)
+        top = largest * np.float32(127 / WEIGHT_LEVELS)  # OpenVINO knows 255 levels, of which the middle ones are used
+        weights = _rounded(weights, -top, top, levels=255)
+    convolve = ops.group_convolution if depthwise else ops.convolution
+    return ops.add(convolve(x, weights, strides, padding, padding, [1, 1]), shift.reshape(1, -1, 1, 1))
 
 
-def _relu6(x: Any) -> Any:
-    return ops.clamp(x, 0.0, 6.0)
+def _relu6(x: Any, *, int8: bool = False) -> Any:
+    x = ops.clamp(x, 0.0, 6.0)
+    return _rounded(x, 0, 6, levels=RELU6_LEVELS + 1) if int8 else x
+
+
+def _rounded(x: Any, low: Any, high: Any, to_low: Any = None, to_high: Any = None, levels: int = 256) -> Any:
+    """x in so many equal steps from `low` to `high`, moved to `to_low` and `to_high` where these are given."""
+    ends = (low, high, low if to_low is None else to_low, high if to_high is None else to_high)
+    return ops.fake_quantize(x, *(np.asarray(end, np.float32) for end in ends), levels)

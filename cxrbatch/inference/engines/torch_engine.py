@@ -103,6 +103,7 @@ def load_network(stage: ModelSpec) -> FeatureNetwork:
 def _runner(net: FeatureNetwork, stage: ModelSpec, device: str) -> Run:
     """A function from model inputs to results, both in host memory, that runs on one device."""
     on_cuda = device.startswith("cuda")
+    halved = on_cuda and not stage.int8  # whose sums of whole numbers do not fit into half precision
     net = copy.deepcopy(net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = torch.tensor(stage.mean, device=device).view(1, -1, 1, 1) * 255
     std = torch.tensor(stage.std, device=device).view(1, -1, 1, 1) * 255
@@ -118,13 +119,13 @@ def _runner(net: FeatureNetwork, stage: ModelSpec, device: str) -> Run:
         host = torch.from_numpy(np.ascontiguousarray(model_inputs))[:, None]
         with torch.cuda.stream(stream):  # no effect for None
             x = host.pin_memory().to(device, non_blocking=True) if on_cuda else host
-            return x, *forward(x, half=on_cuda)
+            return x, *forward(x, half=halved)
 
     @torch.inference_mode()
     def finish(started: tuple[Tensor, Tensor, Tensor], stream: torch.cuda.Stream | None) -> Result:
         x, logits, features = started
         with torch.cuda.stream(stream):
-            if on_cuda and not (logits.isfinite().all() and features.isfinite().all()):
+            if halved and not (logits.isfinite().all() and features.isfinite().all()):
                 logits, features = forward(x, half=False)  # float16 overflowed: repeat in float32
             return logits.cpu().numpy(), features.cpu().numpy()
 
