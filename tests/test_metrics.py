@@ -349,7 +349,8 @@ def test_the_watchdog_of_systemd_hears_nothing_once_a_part_is_silent(monkeypatch
     last_walk = [time.monotonic()]
     health = Health()
     health.add("root0", lambda: last_walk[0], 60)
-    heart = heartbeat.Heartbeat(lambda: None, lambda: None, health)  # type: ignore[arg-type,return-value]
+    heart = heartbeat.Heartbeat(health)
+    heart.begin(lambda: None, lambda: None)  # type: ignore[arg-type,return-value]
     heart.heartbeat()
     assert said == ["WATCHDOG=1"]
     last_walk[0] -= 100
@@ -396,7 +397,9 @@ def test_a_store_that_is_away_is_a_number_and_no_crash(tmp_path: Path) -> None:
     metrics, health = Metrics(), Health()
     health.begin("store", "disk")
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
-        StoreFigures(store, metrics, health, {"store": str(tmp_path), "root0": "/not/there"}).refresh()
+        disks = {"store": lambda: 7, "root0": lambda: None}
+        StoreFigures(store, metrics, health, disks).refresh()
+        assert math.isnan(value(metrics_text(metrics), "disk_free_bytes", what="root0")), "not a full disk"
         assert value(metrics_text(metrics), "store_up") == 1 and health.is_ready
         with connect(store.engine, write=True) as connection:
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
