@@ -73,6 +73,7 @@ def test_config_show_and_the_rows_of_runs_hide_a_password_in_the_options(tmp_pat
         ("CXRBATCH_CALLING_AE_TITLES", '["PACS", " "]', ["'calling_ae_titles'", "spaces"]),
         ("CXRBATCH_SEND_TO", '[{"name": "a", "url": "dicom://PÄCS@h:104"}]', ["ASCII"]),
         ("CXRBATCH_DB", "mysql://u:s3cret@h/d", ["mysql"]),
+        ("CXRBATCH_MAX_PIXELS_MPX", "inf", ["'max_pixels_mpx'", "1000000"]),
         ("CXRBATCH_INCLUDE", "[[[", ["'include'", "JSON list"]),
         ("CXRBATCH_INCLUDE", "[" * 100_000, ["'include'", "JSON list"]),
         ("CXRBATCH_METRICS", "127.0.0.1:99999", ["127.0.0.1:99999", "HOST:PORT"]),
