@@ -313,6 +313,9 @@ def test_the_server_answers_what_health_says_and_sheds_what_is_too_much() -> Non
         health.heartbeat()
         assert get(port, "/healthz")[0] == 503 and health.stale() == ["root0"]
         assert value(get(port, "/metrics")[1], "alive") == 0, "what an alert hears"
+        odd = {"Accept": "application/openmetrics-text; version=abc"}
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=odd)
+        assert b"cxrbatch_alive" in urllib.request.urlopen(asked, timeout=60).read(), "no traceback for anybody"
         # Half-open connections beyond the limit are dropped, and it answers again when they have gone.
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
         for one in idle:

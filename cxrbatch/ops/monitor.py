@@ -59,7 +59,11 @@ def serve_monitor(address: str, metrics: ReceiverMetrics, health: Health) -> Ite
         if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             return _reply(start, "405 Method Not Allowed", {"error": "only GET"})
         if path == "/metrics":
-            body: Iterable[bytes] = exposition(environ, start)
+            body: Iterable[bytes]
+            try:
+                body = exposition(environ, start)
+            except (TypeError, ValueError):  # of prometheus_client, for a version in Accept that is none
+                body = exposition({**environ, "HTTP_ACCEPT": ""}, start)
             return body
         if path == "/healthz":
             ages = {name: round(age_s, 1) for name, age_s in health.ages_s().items()}
