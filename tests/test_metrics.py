@@ -456,6 +456,8 @@ def test_a_critical_age_below_the_warning_one_is_not_passed_over() -> None:
 def test_status_of_no_store_is_one_line(place: Place) -> None:
     assert place.run(command="status") == State.UNKNOWN
     assert place.log.startswith("CXRBATCH UNKNOWN - There is no store") and place.log.count("\n") == 1
+    assert place.run(command="status", CXRBATCH_QUIET_S="soon") == State.UNKNOWN
+    assert "\nCXRBATCH UNKNOWN - The setting 'quiet_s' cannot be 'soon'" in place.log
     gone = Place(place.cwd, "postgresql://nobody@127.0.0.1:1/none", place.bundle)
     assert gone.run("--json", command="status") == State.CRITICAL
     assert json.loads(place.log.splitlines()[-1])["state"] == "CRITICAL"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import IntEnum
@@ -115,9 +115,13 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
     return found
 
 
-def print_status(settings: Settings, limits: Limits, *, as_json: bool) -> State:
-    """One line for a monitoring system, then details for people; or all of it as JSON. Never raises."""
+def print_status(load: Callable[[], Settings], limits: Limits, *, as_json: bool) -> State:
+    """One line for a monitoring system, then details for people; or all of it as JSON.
+
+    Settings that `load` refuses are UNKNOWN too: exit code 2 would be CRITICAL, and a monitor reads no stderr.
+    """
     try:
+        settings = load()
         with Store.open(settings.db, may_create=False, read_only=True) as store:
             status = read_status(store, settings.db)
     except (StoreDown, Fatal, OSError) as error:
