@@ -142,6 +142,22 @@ def test_a_folder_that_was_replaced_is_listened_to_anew(tmp_path: Path) -> None:
         trigger.disarm()
 
 
+def test_a_link_to_a_folder_is_listened_to_as_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "in").symlink_to("disk")
+    trigger = InotifyTrigger(str(tmp_path / "in"), "never")
+    try:
+        assert trigger.arm()
+        (tmp_path / "disk" / "new").write_text("new")
+        assert trigger.fired.wait(10) and trigger.changed() == {str(tmp_path / "in" / "new")}
+        (tmp_path / "other").mkdir()
+        (tmp_path / "in").unlink()
+        (tmp_path / "in").symlink_to("other")
+        assert trigger.is_stale()
+    finally:
+        trigger.disarm()
+
+
 _UP_TO_THE_LIMIT = """
 import sys, time
 from pathlib import Path

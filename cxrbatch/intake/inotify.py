@@ -104,7 +104,8 @@ class InotifyTrigger:
         else:
             try:
                 self._observer = InotifyObserver()
-                self._observer.schedule(_EventHandler(self), self.root, recursive=True, event_filter=_EVENTS)
+                inside = os.path.join(self.root, "")  # of a link, the folder that it leads to: watchdog follows none
+                self._observer.schedule(_EventHandler(self), inside, recursive=True, event_filter=_EVENTS)
                 self._observer.start()
             except OSError as error:
                 self.why_not = _limit(error)
