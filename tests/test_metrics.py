@@ -436,6 +436,7 @@ def daemon(age_s: float = 1.0, **root: Any) -> Daemon:
         (status(daemons=[daemon(paused=True)]), State.WARNING, "is away"),
         (status(daemons=[daemon(last_walk=-9000.0)]), State.WARNING, "was last walked 3 h ago"),
         (status(daemons=[daemon(last_walk=-9000.0, every_s=86_400.0)]), None, ""),
+        (status(daemons=[daemon(unlisted=2)]), State.WARNING, "2 folders in /in cannot be listed"),
         (status(retry=3), None, ""),
         (status(retry=12), State.WARNING, "12 files could not be read and are tried again: permission_denied"),
         (status(free=1000), State.WARNING, "1,000 MiB are free"),

@@ -79,7 +79,7 @@ class FolderWatcher(threading.Thread):
         self.trigger = trigger
         self.paused = self._idle = False
         self._noted_mounts: frozenset[str] | None = None  # as the store has them
-        self._unmounted = 0  # known mount points that were unmounted at the last log message
+        self._unmounted = self._unlisted = 0  # mount points away and unreadable folders at the last log message
         self.last_heartbeat = clock()  # of its loop, also while it waits for the store (ops/health.py)
         self.last_walk_at = 0.0  # Unix seconds; 0: none has ended yet
         self.free_bytes: int | None = None  # on the disk of the folder, at the last walk
@@ -150,6 +150,10 @@ class FolderWatcher(threading.Thread):
         self.last_walk_at = time.time()
         self.free_bytes = self._free_bytes()
         failpoint("walk.ended")
+        if self.folder.unlisted != self._unlisted:
+            self._unlisted = self.folder.unlisted
+            event = "folders_unreadable" if self._unlisted else "folders_readable"
+            self._log_event(event, folder=self.folder.root, held=self._unlisted)
         gone = self.folder.gone
         if gone is not None and not self._stop_event.is_set():
             if len(gone.unmounted) != self._unmounted:

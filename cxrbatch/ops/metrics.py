@@ -132,6 +132,11 @@ class Metrics(ReceiverMetrics):
             "root_walk_timestamp_seconds", "When a walk of this folder last ended (Unix time).", root=self._roots
         )
         self.paused = gauge("root_paused", "1 while this folder cannot be looked at.", root=self._roots)
+        self.unlisted = gauge(
+            "root_unlisted_folders",
+            "Folders below this one that the last walk could not list: nobody knows what is in them.",
+            root=self._roots,
+        )
         # What the store says.
         self.store_up = gauge("store_up", "1 when the last question to the store was answered.")
         self.queue = gauge("queue_files", "Files without a final outcome, by state.", state=map(str, QUEUE_STATES))

@@ -36,6 +36,7 @@ def show_root(index: int, watcher: FolderWatcher, metrics: Metrics, health: Heal
     health.add(f"root{index}", lambda: watcher.last_heartbeat, ROOT_LIMIT_S)
     metrics.walk.labels(str(index)).set_function(lambda: watcher.last_walk_at)
     metrics.paused.labels(str(index)).set_function(lambda: float(watcher.paused))
+    metrics.unlisted.labels(str(index)).set_function(lambda: watcher.folder.unlisted)
 
 
 @dataclass(slots=True)
@@ -74,6 +75,7 @@ class Reporter:
                 "paused": watcher.paused,
                 "last_walk": watcher.last_walk_at,
                 "every_s": watcher.schedule.every_s,
+                "unlisted": watcher.folder.unlisted,
             }
             for watcher in self.watchers
         ]

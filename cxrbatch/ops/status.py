@@ -103,6 +103,9 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
             elif root["last_walk"] and moment - root["last_walk"] > max(_WALK_S, 2 * root.get("every_s", 0.0)):
                 age = _ago(moment - root["last_walk"])
                 found.append((State.WARNING, f"the folder {plain(root['folder'])} was last walked {age} ago"))
+            if unlisted := root.get("unlisted", 0):
+                text = f"{unlisted:,} folders in {plain(root['folder'])} cannot be listed: what is in them is not seen"
+                found.append((State.WARNING, text))
     if (retries := status.backlog.queue["retry"]) > _MANY_RETRIES:
         reasons = [code for code in status.rejected_last_day if code in (*TRANSIENT_REASONS, ReasonCode.TRUNCATED)]
         why = f": {', '.join(reasons)}" if reasons else ""
