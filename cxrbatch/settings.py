@@ -286,7 +286,7 @@ def _file_values(explicit: Path | None) -> dict[str, Any]:
             content = file.read(_MOST_CONFIG_BYTES + 1)
         if len(content) > _MOST_CONFIG_BYTES:
             raise Fatal(f"The configuration file {path} is no settings file: it is over 1 MB.", ExitCode.USAGE)
-        values = tomllib.loads(content.decode("utf-8"))
+        values = tomllib.loads(content.decode("utf-8-sig"))  # some editors of Windows begin with a mark
     except OSError as error:
         raise Fatal(
             f"The configuration file {path} cannot be read ({error.strerror}); check the path given to --config.",

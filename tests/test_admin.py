@@ -106,6 +106,11 @@ def test_a_list_in_the_environment_may_be_plain_words(monkeypatch: pytest.Monkey
     load_settings()
 
 
+def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("workers = 3\n", encoding="utf-8-sig")
+    assert load_settings(tmp_path / "config.toml").workers == 3
+
+
 def test_settings_files_that_are_nested_deeply_or_have_no_end_are_refused(tmp_path: Path) -> None:
     (tmp_path / "deep.toml").write_text("include = " + "[" * 100_000)
     for file in (tmp_path / "deep.toml", Path("/dev/zero")):
