@@ -98,9 +98,9 @@ class Settings(BaseSettings):
     exact: bool = False
     workers: int = Field(0, ge=0, le=512)  # processes; 0: one a core
     decode_timeout_s: float = Field(30.0, gt=0, le=3600)
-    worker_memory_mib: int = Field(0, ge=0)  # 0: by the machine's memory; otherwise at least 512
+    worker_memory_mib: int = Field(0, ge=0, le=1_000_000_000)  # 0: by the machine's memory; otherwise at least 512
     max_file_mib: int = Field(512, ge=1)
-    max_pixels_mpx: float = Field(100.0, gt=0)
+    max_pixels_mpx: float = Field(100.0, gt=0, le=1_000_000)
     max_inflated_mib: int = Field(512, ge=1)
     min_side_px: int = Field(32, ge=1)
     # Watching.
@@ -286,7 +286,7 @@ def _file_values(explicit: Path | None) -> dict[str, Any]:
             content = file.read(_MOST_CONFIG_BYTES + 1)
         if len(content) > _MOST_CONFIG_BYTES:
             raise Fatal(f"The configuration file {path} is no settings file: it is over 1 MB.", ExitCode.USAGE)
-        values = tomllib.loads(content.decode("utf-8"))
+        values = tomllib.loads(content.decode("utf-8-sig"))  # some editors of Windows begin with a mark
     except OSError as error:
         raise Fatal(
             f"The configuration file {path} cannot be read ({error.strerror}); check the path given to --config.",

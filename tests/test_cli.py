@@ -37,6 +37,13 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("how", ["exec >&- 2>&- <&-", "export PYTHONIOENCODING=ascii"])
+def test_a_closed_stream_and_an_old_encoding_are_no_traceback(how: str, tmp_path: Path) -> None:
+    command = f"{how}; exec {sys.executable} -m cxrbatch models list"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_small_product_wakes_no_threads() -> None:
     program = """
 import os

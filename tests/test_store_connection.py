@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -110,6 +111,22 @@ def _open_each(folder: Path, together: Barrier) -> None:
         together.wait()
         engine.connect().close()
         engine.dispose()
+
+
+def test_a_store_that_is_deleted_or_replaced_while_it_is_open_takes_no_more_rows(tmp_path: Path) -> None:
+    """SQLite would go on in the file that has no name any more."""
+    path, elsewhere = tmp_path / "store.db", tmp_path / "elsewhere.db"
+    with Store.open(f"sqlite:///{path}") as store:
+        run = begin(store)
+        path.rename(elsewhere)
+        with pytest.raises(StoreDown, match=r"store\.db is no longer there"):
+            store.record(run.run_id, run.cascade_id, [scored_file("/in/a")])
+        elsewhere.rename(path)
+        store.record(run.run_id, run.cascade_id, [scored_file("/in/a")])
+        shutil.copy(path, elsewhere)
+        elsewhere.replace(path)
+        with pytest.raises(Fatal, match="was replaced by another file"):
+            store.record(run.run_id, run.cascade_id, [scored_file("/in/b")])
 
 
 def test_two_programs_may_set_a_new_sqlite_file_to_wal_at_once(tmp_path: Path) -> None:

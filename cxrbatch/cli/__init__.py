@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -70,12 +71,12 @@ _EXTRAS = {
 
 def main() -> None:
     """The entry point: Fatal becomes one sentence on stderr and its exit code."""
+    _provide_streams()
     try:
         try:
             app()
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a full disk can still be reported
+            sys.stdout.flush()  # here, where a full disk can still be reported
     except Fatal as fatal:
         _complain(str(fatal))
         sys.exit(fatal.exit_code)
@@ -105,6 +106,18 @@ def main() -> None:
         else:
             raise
         sys.exit(ExitCode.FATAL)
+
+
+def _provide_streams() -> None:
+    """A stream that is closed becomes /dev/null: the next file to be opened would take its place.
+
+    What an encoding other than UTF-8 does not have is printed as an escape.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_standard_output() -> None:

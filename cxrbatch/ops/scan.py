@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -127,7 +126,7 @@ def run_scan(
             write(path, (row for row in store.results(roots=roots) if row.state != FileState.MISSING))
     if not quiet and "-" not in (exports.csv, exports.jsonl):
         print_summary(to_stdout(), summary)
-    if caught.get("signal") == signal.SIGINT:
+    if caught:  # also by SIGTERM: whoever sent it must not take a part for the whole
         return ExitCode.INTERRUPTED
     if error_on_empty and not counts.found:
         return ExitCode.NOTHING_MATCHED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +93,7 @@ def run_send(settings: Settings, to: str, under: Path | None, *, quiet: bool = F
         _tell(words, {}, others)
         if unreachable:
             _tell("The destination does not answer: check its address, and send again.", {}, 0)
-    if caught.get("signal") == signal.SIGINT:
+    if caught:
         return ExitCode.INTERRUPTED
     return ExitCode.SOME_REJECTED if waiting or refused else ExitCode.OK
 

@@ -84,6 +84,7 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
         event.listen(engine, "connect", _pragmas)
         event.listen(engine, "begin", _begin)
+        event.listen(engine, "begin", _SameFile(parsed))
         return engine
     try:
         given = {name for name in _LIBPQ if name in parsed.query}
@@ -175,6 +176,28 @@ def _set_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
         time.sleep(random.uniform(0.01, 0.05))
+
+
+class _SameFile:
+    """Whether the file of a store is still the one that was opened, asked by each transaction.
+
+    SQLite in WAL mode goes on in a file that was deleted or replaced, and all that it writes is lost.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._path = os.path.abspath(sqlite_file(url))
+        self._inodes_tell = network_warning(url) is None  # elsewhere inode numbers may change
+        self._opened: tuple[int, int] | None = None
+
+    def __call__(self, _connection: Connection) -> None:
+        try:
+            info = os.stat(self._path)
+        except OSError as error:
+            raise StoreDown(f"The store {self._path} is no longer there ({error.strerror}).") from None
+        found = (info.st_dev, info.st_ino) if self._inodes_tell else (0, 0)
+        self._opened = self._opened or found
+        if found != self._opened:
+            raise Fatal(f"The store {self._path} was replaced by another file while it was open: start this again.")
 
 
 def _begin(connection: Connection) -> None:
