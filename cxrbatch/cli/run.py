@@ -171,7 +171,7 @@ def export(
         from cxrbatch.ops.trail import note_export
 
         settings = options.settings()
-        code = export_dicom(settings, dicom, Path(under) if under else None, quiet=options.quiet)
+        code = export_dicom(settings, dicom, under, quiet=options.quiet)
         note_export(settings, f"DICOM objects to {dicom}")
         raise typer.Exit(code)
     if as_dataset is not None:
