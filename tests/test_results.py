@@ -56,3 +56,12 @@ def test_a_path_may_be_written_with_dots(tmp_path: Path, monkeypatch: pytest.Mon
         done = CliRunner().invoke(app, ["--db", url, *words])
         assert done.exit_code == 0, f"{words}: {done.output}"
         assert image in done.stdout + (Path("out.csv").read_text() if os.path.exists("out.csv") else ""), words
+
+
+def test_no_row_is_a_sentence_and_not_a_bare_heading(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/x/a", "COVID19")])
+    done = CliRunner().invoke(app, ["--db", url, "results", "--label", "covid"])
+    assert (done.exit_code, done.stdout) == (0, "No row matches.\n")

@@ -49,7 +49,7 @@ def test_explain_writes_a_image(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_text("not an image")
-    with pytest.raises(Fatal, match="can't be explained"):
+    with pytest.raises(Fatal, match="cannot be explained"):
         explain(tmp_path / "image.png", make_bundle(tmp_path / "bundle"), tmp_path / "cam.png")
 
 

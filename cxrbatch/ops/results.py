@@ -61,6 +61,9 @@ def print_results(
         by_filter = {"newest": since, "least sure": needs_review, "surest": label}
         order = "path" if under else next((order for order, given in by_filter.items() if given), "path")
         rows = list(store.results(**filters, order=order))
+        if not rows:
+            print("No row matches.")
+            return
         console = to_stdout()
         console.print(_table(rows[: filters["limit"] - 1]))
         if len(rows) == filters["limit"] and limit is None:
@@ -151,7 +154,7 @@ def _table(rows: Iterable[Any]) -> Table:
         table.add_column(heading, overflow="fold", ratio=3 if heading == "file" else None)
     for row in rows:
         confidence = "" if row.confidence is None else f"{row.confidence:.2f}"
-        why = row.reason_code or row.review_reasons or ""
+        why = (row.reason_code or row.review_reasons or "").replace(",", ", ")  # so that lines break there
         decision = row.decision or row.state
         table.add_row(
             plain(row.path), row.label or "", confidence, Text(decision, _DECISIONS.get(decision, "red")), plain(why)

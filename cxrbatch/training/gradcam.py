@@ -67,8 +67,8 @@ def explain(file: Path, bundle: Path, out: Path) -> None:
     stage = loaded.disease
     try:
         model_input = read_decoded(file, loaded.input_specs).model_inputs[stage.model_input]
-    except (Rejected, OSError) as error:
-        raise Fatal(f"{file} can't be explained: {error}") from None
+    except Rejected as error:
+        raise Fatal(f"{file} cannot be explained: {error}") from None
     net = load_network(stage)
     x = network_input(model_input[None], stage)
     with torch.inference_mode():
