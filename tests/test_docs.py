@@ -15,6 +15,7 @@ from cxrbatch.cli import app
 from cxrbatch.errors import TRANSIENT_REASONS, ExitCode, ReasonCode
 from cxrbatch.inference.bundle import SHIPPED, load_bundle
 from cxrbatch.inference.decision import REVIEW_FLAGS
+from cxrbatch.review.work_list import NOT_DISEASE_LABELS, REASONS
 from cxrbatch.settings import Settings
 from cxrbatch.store import RESULT_COLUMNS
 from cxrbatch.training.report import percent
@@ -40,6 +41,13 @@ def test_every_column_is_explained_and_none_that_is_not_there() -> None:
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     ]
     assert sorted(explained) == sorted(RESULT_COLUMNS)
+
+
+def test_every_label_of_the_gate_and_every_reason_for_review_is_explained() -> None:
+    page = (ROOT / "docs/reference/columns.md").read_text()
+    (label,), (reasons,) = (re.findall(rf"^\| `{column}` \|(.+)", page, re.M) for column in ("label", "review_reasons"))
+    assert all(f"`{name}`" in label for name in NOT_DISEASE_LABELS)
+    assert all(f"`{name}`" in reasons for name in REASONS)
 
 
 def test_every_reason_code_is_explained_and_whether_it_is_tried_again() -> None:

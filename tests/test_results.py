@@ -65,3 +65,13 @@ def test_no_row_is_a_sentence_and_not_a_bare_heading(tmp_path: Path) -> None:
         store.record(run.run_id, run.cascade_id, [scored_file("/x/a", "COVID19")])
     done = CliRunner().invoke(app, ["--db", url, "results", "--label", "covid"])
     assert (done.exit_code, done.stdout) == (0, "No row matches.\n")
+
+
+def test_a_file_that_is_gone_is_shown_as_missing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/x/a", "COVID19"), scored_file("/x/b", "COVID19")])
+        store.mark_missing(run.run_id, ["/x"], {"/x/b"})
+    shown = CliRunner().invoke(app, ["--db", url, "results"]).stdout.splitlines()
+    assert ["missing" in line for line in shown if "/x/" in line] == [True, False]

@@ -155,7 +155,7 @@ def _table(rows: Iterable[Any]) -> Table:
     for row in rows:
         confidence = "" if row.confidence is None else f"{row.confidence:.2f}"
         why = (row.reason_code or row.review_reasons or "").replace(",", ", ")  # so that lines break there
-        decision = row.decision or row.state
+        decision = row.state if row.state == "missing" else row.decision or row.state  # a file that is gone
         table.add_row(
             plain(row.path), row.label or "", confidence, Text(decision, _DECISIONS.get(decision, "red")), plain(why)
         )
