@@ -38,6 +38,13 @@ _SHOWN_OPTIONS = frozenset(
         *("application_name", "target_session_attrs", "keepalives", "keepalives_idle", "tcp_user_timeout"),
     }
 )
+#: What a setting with a pattern takes, for people who read no regular expressions.
+_WRITTEN = {
+    "device": "auto, cpu, cuda or cuda:0,1",
+    "listen": "[AET@]HOST:PORT, e.g. CXR@0.0.0.0:11112, the AE title of at most 16 characters",
+    "name": "at most 64 letters, digits and _.@:/-",
+    "review_user_header": "letters, digits and hyphens",
+}
 _CONFIG_PLACES = (Path("config.toml"), Path("/etc/cxrbatch/config.toml"))
 
 
@@ -305,4 +312,6 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"Unknown setting '{name}'; `cxrbatch config show` lists the ones there are."
     given = without_password(repr(first.get("input")))[:_SHOWN_CHARACTERS]
-    return f"The setting '{name}' cannot be {given}: {first['msg'].removeprefix('Value error, ')}."
+    pattern = first["type"] == "string_pattern_mismatch"
+    what = f"write {_WRITTEN[str(first['loc'][-1])]}" if pattern else first["msg"].removeprefix("Value error, ")
+    return f"The setting '{name}' cannot be {given}: {what}."

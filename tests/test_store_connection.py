@@ -21,7 +21,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Store, StoreDown, migrate
 from cxrbatch.store.connection import connect, make_engine, network_warning, parse_url
 from cxrbatch.store.housekeeping import check
@@ -51,6 +51,13 @@ def test_what_cannot_be_opened_is_one_sentence_without_the_password(url: str, se
         Store.open(url)
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://h/d", "sqlite://", "sqlite://store.db"])
+def test_what_is_no_url_of_a_store_is_a_setting_that_cannot_be(url: str) -> None:
+    with pytest.raises(Fatal) as refused:
+        parse_url(url)
+    assert refused.value.exit_code is ExitCode.USAGE
 
 
 def test_postgres_urls_of_every_spelling_get_our_driver() -> None:

@@ -56,7 +56,7 @@ def test_what_is_no_image_is_one_sentence(tmp_path: Path) -> None:
         ("fifo", "not_a_regular_file: "),
         ("none", r"No such file .*y\.$"),
     ):
-        with pytest.raises(Fatal, match=f"can't be explained: {why}"):
+        with pytest.raises(Fatal, match=f"cannot be explained: {why}"):
             explain(tmp_path / name, bundle, tmp_path / "cam.png")
 
 

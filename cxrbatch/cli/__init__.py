@@ -54,7 +54,9 @@ def _options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no closing table.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     log_format: Annotated[str | None, typer.Option("--log-format", help="console or json")] = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     options.config, options.db, options.quiet = config, db, quiet
     options.verbose, options.log_format = verbose, log_format
@@ -99,7 +101,7 @@ def main() -> None:
         sys.exit(ExitCode.OK)
     except OSError as error:  # an output folder that is missing, full or not writable
         if error.filename is not None:
-            _complain(f"{error.filename}: {error.strerror}.")
+            _complain(f"{error.filename} cannot be used ({error.strerror}): check it, or name another.")
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             _drop_standard_output()
             _complain(f"What was to be printed or written is not whole ({error.strerror}): make room for it.")

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, StatementError
 
-from cxrbatch.errors import Fatal, StoreDown
+from cxrbatch.errors import ExitCode, Fatal, StoreDown
 from cxrbatch.mounts import MOUNTINFO, is_shared, mount_of, read_mounts
 from cxrbatch.store.database_errors import translated
 
@@ -52,16 +52,16 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise Fatal(f"The database URL cannot be read: {_HINT}.") from None
+        raise Fatal(f"The database URL cannot be read: {_HINT}.", ExitCode.USAGE) from None
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         if parsed.host:
-            raise Fatal(f"A SQLite URL has three slashes, or four before an absolute path: {_HINT}.")
+            raise Fatal(f"A SQLite URL has three slashes, or four before an absolute path: {_HINT}.", ExitCode.USAGE)
         if not parsed.database or parsed.database == ":memory:":
-            raise Fatal(f"The store must be a file, for its rows are to stay: {_HINT}.")
+            raise Fatal(f"The store must be a file, for its rows are to stay: {_HINT}.", ExitCode.USAGE)
         return parsed
-    raise Fatal(f"No store of the kind {parsed.drivername!r}: {_HINT}.")
+    raise Fatal(f"No store of the kind {parsed.drivername!r}: {_HINT}.", ExitCode.USAGE)
 
 
 def sqlite_file(url: URL) -> Path:

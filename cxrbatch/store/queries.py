@@ -191,18 +191,15 @@ def _image(connection: Connection, file: RowMapping) -> FileHistory:
         )
     ]
     image = rows(select(images).where(images.c.id == file["image_id"]))
-    twins = rows(
-        select(files.c.path)
-        .where(files.c.image_id == file["image_id"], files.c.path != file["path"])
-        .order_by(files.c.path)
-    )
+    twins = select(files.c.path).where(files.c.image_id == file["image_id"], files.c.path != file["path"])
     return FileHistory(
         result=rows(select(results).where(results.c.path == file["path"]))[0],
         file=file,
         image=image[0] if image else None,
         predictions=reported,
         reviews=rows(select(reviews).where(reviews.c.image_id == file["image_id"]).order_by(reviews.c.id)),
-        same_image=[row["path"] for row in twins],
+        # without an image, `== None` would be IS NULL: every other rejected file
+        same_image=[row["path"] for row in rows(twins.order_by(files.c.path))] if image else [],
         history=rows(select(audit).where(audit.c.path == file["path"]).order_by(audit.c.id)),
     )
 

@@ -61,7 +61,8 @@ def grad_cam(net: FeatureNetwork, x: Tensor, targets: Tensor) -> Tensor:
 def explain(file: Path, bundle: Path, out: Path) -> None:
     """Write a PNG: the image as the disease network gets it, and the same under its Grad-CAM.
 
-    Raises Fatal when the image or the bundle can't be read, or `out` is something else than an earlier such PNG.
+    Raises Fatal when the image or the bundle cannot be used, or `out` is something else than an earlier such PNG, and
+    OSError when the image cannot be read.
     """
     check_target(out, _earlier)
     loaded = load_bundle(bundle)
@@ -71,9 +72,9 @@ def explain(file: Path, bundle: Path, out: Path) -> None:
         known = (os.fspath(file), info.st_size, info.st_mtime_ns)
         decoded = decode_file(*known, loaded.input_specs, Limits(), Identifiers("drop"))  # opens no FIFO
     except Rejected as rejected:
-        raise Fatal(f"{file} can't be explained: {rejected}") from None
+        raise Fatal(f"{file} cannot be explained: {rejected}") from None
     except OSError as error:
-        raise Fatal(f"{file} can't be explained: {error.strerror}.") from None
+        raise Fatal(f"{file} cannot be explained: {error.strerror}.") from None
     model_input = decoded.model_inputs[stage.model_input]
     net = load_network(stage)
     x = network_input(model_input[None], stage)
