@@ -1,11 +1,13 @@
-"""`cxrbatch results`: the order of the rows."""
+"""`cxrbatch results`: the order of the rows, and how a folder or file may be named."""
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from cxrbatch.cli import app
@@ -34,3 +36,20 @@ def test_a_table_begins_with_what_its_filter_is_about(tmp_path: Path) -> None:
     assert order("--since", "2026-11-01") == "acb"
     assert order("--since", "2026-11-01", "--label", "NORMAL", "--limit", "2") == "ac"
     assert order("--since", "2026-11-01", "--under", "/x") == order("--since", "2026-11-01", "--format", "csv") == "abc"
+
+
+@pytest.mark.parametrize("folder", ["../in", "{root}/x/../in/", "/{root}/in"])
+def test_a_folder_and_a_file_may_be_named_as_scan_takes_them(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(f"{tmp_path}/in/a"), scored_file(f"{tmp_path}/b")])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = folder.format(root=tmp_path)
+    rows = CliRunner().invoke(app, ["--db", url, "results", "--under", folder, "--format", "jsonl"]).stdout
+    assert [json.loads(line)["path"] for line in rows.splitlines()] == [f"{tmp_path}/in/a"]
+    for how in ([], ["--json"]):
+        assert f"{tmp_path}/in/a" in CliRunner().invoke(app, ["--db", url, "show", *how, f"{folder}/a"]).stdout

@@ -317,6 +317,16 @@ def test_counts_of_the_closing_table(store: Store, run: Run) -> None:
     assert store.counts(["/a/3"]).by_state == {"rejected": 1}
 
 
+def test_as_many_roots_as_a_shell_names(store: Store, run: Run) -> None:
+    paths = [f"/a/{i:03}" for i in range(700)]
+    record(store, run, scored_file(paths[0]), scored_file(paths[699], "COVID19"), reject(paths[350]), reject("/a/x"))
+    assert store.note_mounts([*paths, "/m"], ["/m/disk"]) == {"/m/disk"}
+    assert store.note_mounts([*paths, "/m"], []) == {"/m/disk"}
+    counted = store.counts(paths)
+    assert (counted.by_state, counted.by_reason) == ({"done": 2, "rejected": 1}, {"not_an_image": 1})
+    assert [row.path for row in store.results(roots=paths)] == [paths[0], paths[350], paths[699]]
+
+
 def test_an_empty_batch_is_no_trouble(store: Store, run: Run) -> None:
     assert record(store, run).done == 0
     assert store.predicted([], run.cascade_id) == set()

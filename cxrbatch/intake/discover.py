@@ -19,7 +19,7 @@ from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
 from cxrbatch.intake.remote import check_remote, is_remote, list_objects, normal_url
 from cxrbatch.types import FoundFile
 
-__all__ = ["Wanted", "count_names", "discover", "look_at", "roots_of"]
+__all__ = ["Wanted", "count_names", "discover", "look_at", "roots_of", "stored_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,25 @@ def _matches(globs: tuple[str, ...], name: str, below_root: str) -> bool:
     return any(fnmatch(name, glob) or fnmatch(below_root, glob) for glob in globs)
 
 
+def stored_path(text: str) -> str:
+    """A path or URL that a user gave, as it stands in the store: absolute, without `..` and doubled slashes."""
+    if is_remote(text):
+        return normal_url(text)
+    path = os.path.abspath(text)
+    return path[1:] if path.startswith("//") else path  # POSIX lets two slashes at the beginning mean something else
+
+
 def roots_of(paths: Sequence[str | Path]) -> list[str]:
     """The absolute paths to walk, without those that lie inside another one.
 
     Raises Fatal (exit 1) for a path that does not exist or is not readable.
     """
     texts = [os.fspath(path) for path in paths]
-    absolute = sorted({normal_url(text) if is_remote(text) else os.path.abspath(text) for text in texts})
+    # Sorted by their parts, a path directly follows the folder that it lies in: a shell may have named 50,000 files.
+    absolute = sorted({stored_path(text) for text in texts}, key=lambda path: path.split("/"))
     roots: list[str] = []
     for path in absolute:
-        if any(path.startswith(root.rstrip("/") + "/") for root in roots):
+        if roots and path.startswith(roots[-1].rstrip("/") + "/"):
             continue
         try:
             if is_remote(path):

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode
-from cxrbatch.intake.remote import is_remote, normal_url
+from cxrbatch.intake.discover import stored_path
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
 from cxrbatch.ops.terminal import plain, to_stdout
 from cxrbatch.ops.trail import note_export
@@ -80,7 +80,7 @@ def export_results(settings: Settings, file: str, under: str | None) -> None:
 
 def show_one(settings: Settings, what: str) -> None:
     """Print everything about one path or content. Raises Fatal if nothing is known about it."""
-    path = str(Path(what).absolute()) if not is_remote(what) and ("/" in what or Path(what).exists()) else what
+    path = stored_path(what) if "/" in what or Path(what).exists() else what
     with Store.open(settings.db, may_create=False, read_only=True) as store:
         try:
             images = store.everything_about(path)
@@ -160,7 +160,7 @@ def _table(rows: Iterable[Any]) -> Table:
 
 
 def _folder(under: str | None) -> list[str]:
-    return [] if under is None else [normal_url(under) if is_remote(under) else str(Path(under).absolute())]
+    return [] if under is None else [stored_path(under)]
 
 
 def moment_of(text: str | None) -> datetime | None:

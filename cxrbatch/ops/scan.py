@@ -135,7 +135,9 @@ def run_scan(
 
 
 def _mount_points(roots: Sequence[str]) -> frozenset[str]:
-    return frozenset().union(*(mount_points_below(root) for root in roots if not is_remote(root)))
+    return frozenset().union(
+        *(mount_points_below(root) for root in roots if not is_remote(root) and os.path.isdir(root))
+    )
 
 
 def _why_left(folder: str, unmounted: bool) -> str:

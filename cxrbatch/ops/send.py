@@ -15,6 +15,7 @@ from rich.text import Text
 from cxrbatch.dicom_out.objects import KINDS, Explain, MadeObject, NotMade, make_objects
 from cxrbatch.dicom_out.send import parse_destination
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.intake.discover import stored_path
 from cxrbatch.ops.explainer import Explainer
 from cxrbatch.ops.logs import quieten_libraries
 from cxrbatch.ops.sender import limits_of, sender_of
@@ -158,7 +159,7 @@ def _destination(settings: Settings, to: str) -> SendTo:
 
 
 def _roots(under: Path | None) -> tuple[str, ...]:
-    return () if under is None else (str(under.absolute()),)
+    return () if under is None else (stored_path(str(under)),)
 
 
 def _refuse_without_dicom(dicom: int, others: int) -> None:

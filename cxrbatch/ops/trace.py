@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from cxrbatch.errors import Fatal
-from cxrbatch.intake.remote import is_remote, normal_url
+from cxrbatch.intake.discover import stored_path
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, outbox
@@ -77,11 +77,7 @@ _SENT += ("created_at", "sent_at")
 
 def print_trace(settings: Settings, what: str) -> None:
     """The trace of one path or content as JSON on standard output. Raises Fatal when nothing is known of it."""
-    path = what
-    if is_remote(what):
-        path = normal_url(what)
-    elif "/" in what or Path(what).exists():
-        path = str(Path(what).absolute())
+    path = stored_path(what) if "/" in what or Path(what).exists() else what
     with Store.open(settings.db, may_create=False, read_only=True) as store:
         print(json.dumps(trace_of(store, path), indent=2, ensure_ascii=False, allow_nan=False))
 
