@@ -193,9 +193,11 @@ def test_what_is_gone_is_missing_and_may_return(store: Store, run: Run) -> None:
     record(
         store, run, scored_file("/in/a"), reject("/in/b"), reject("/in/c", ReasonCode.VANISHED), scored_file("/other/d")
     )
-    assert store.mark_missing(run.run_id, ["/in"], {"/in/a"}) == 2
+    record(store, run, reject("/in", ReasonCode.UNREADABLE))  # it could not be listed then
+    assert store.mark_missing(run.run_id, ["/in"], {"/in/a"}) == 3
     assert store.mark_missing(run.run_id, ["/in"], {"/in/a"}) == 0
     assert {path: row.state for path, row in results(store).items()} == {
+        "/in": "missing",
         "/in/a": "done",
         "/in/b": "missing",
         "/in/c": "missing",
@@ -206,6 +208,7 @@ def test_what_is_gone_is_missing_and_may_return(store: Store, run: Run) -> None:
     back = [found("/in/a"), found("/in/b"), found("/in/c")]
     assert store.unchanged(back, run.cascade_id) == {"/in/a", "/in/b"}
     assert {path: row.state for path, row in results(store).items()} == {
+        "/in": "missing",
         "/in/a": "done",
         "/in/b": "rejected",
         "/in/c": "missing",  # it will be tried, and then has an outcome

@@ -284,6 +284,8 @@ def _status(error: Exception) -> int:
         return 403
     answer = getattr(error.__cause__ or error, "response", None)
     if isinstance(answer, dict):  # botocore's
+        if "Token" in answer.get("Error", {}).get("Code", ""):  # of a session: invalid, to be refreshed; these are 400
+            return 403
         return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     status = str(getattr(error, "status_code", None) or getattr(error, "code", None))  # Azure's, gcsfs's
     return int(status) if status.isdigit() else 0

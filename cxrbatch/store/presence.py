@@ -200,7 +200,7 @@ def mark_missing(
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
-    for span in (span for root in roots for span in under(root)):
+    for span in (span for root in roots for span in (_itself(root), *under(root))):
         for page in _pages(engine, span):
             gone = [path for path in page if path not in hidden and path not in seen]
             if gone:
@@ -209,6 +209,12 @@ def mark_missing(
                     failpoint("missing.before_commit")
                 failpoint("missing.committed")
     return marked
+
+
+def _itself(root: str) -> TextRange:
+    """The row of a root: the problem of a folder that could not be listed, or an object of this name."""
+    text = path_to_text(root)
+    return TextRange(text, text + "\x01", None)
 
 
 class _Below:
@@ -234,7 +240,7 @@ def _shows_something(engine: Engine, point: str, seen: Container[str]) -> bool:
 
 def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool]) -> Iterator[list[str]]:
     """The paths of a range that are not missing, page by page; no transaction stays open between pages."""
-    last = span.low
+    last = ""
     while True:
         query = (
             select(files.c.path)
