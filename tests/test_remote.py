@@ -26,6 +26,7 @@ from factories import make_bundle
 from fork_server import LIMIT_S, fork_server
 from pipelines import image
 from s3_server import Bucket, Proxy, pointed_at
+from store_images import begin, reject
 
 pytest.importorskip("s3fs", reason="needs the extra 'remote'")
 
@@ -161,6 +162,26 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
     states = scanner.states()
     assert states.pop("") == ("missing", "unreadable"), "the folder's own row is no file that stays unreadable"
     assert len(states) == 10 and set(states.values()) == {("rejected", "not_an_image")}
+
+
+def test_an_object_that_another_program_recorded_during_the_listing_is_not_missing(
+    scanner: Scanner, bucket: Bucket, proxy: Proxy
+) -> None:
+    root, beside = f"s3://{bucket.name}/p", []
+    bucket.put("p/0.dcm", b"<html>no")
+
+    def fault(method: str, path: str) -> None:
+        if "max-keys=1000" in path and not beside:
+            beside.append(reject(f"{root}/1.dcm"))
+            time.sleep(1)  # times have whole seconds
+            with Store.open(f"sqlite:///{scanner.folder}/s.db") as store:
+                run = begin(store)
+                store.record(run.run_id, run.cascade_id, beside)
+
+    scanner.scan(root)
+    proxy.fault = fault
+    scanner.scan(root)
+    assert beside and scanner.states() == dict.fromkeys(("0.dcm", "1.dcm"), ("rejected", "not_an_image"))
 
 
 @pytest.mark.parametrize(

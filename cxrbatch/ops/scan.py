@@ -100,7 +100,7 @@ def run_scan(
 
         stop, counts, seen = threading.Event(), Counts(), PathHashSet()
         known_mounts = store.note_mounts(roots, _mount_points(roots))
-        found = walk(roots, wanted, stop, counts, seen)
+        began, found = store.time(), walk(roots, wanted, stop, counts, seen)
         with stopping(stop) as caught, progress_bar(on_screen, partial(count_names, roots, wanted)) as progress:
             context = Context(settings, bundle, identifiers, tuple(roots), counts, progress, retry)
             if nodes is None:
@@ -119,8 +119,8 @@ def run_scan(
                     why = _why_left(folder, folder in unmounted)
                     on_screen.print(f"[yellow]{why}[/yellow]", highlight=False, soft_wrap=True)
                 folders = [root for root in roots if is_remote(root) or os.path.isdir(root)]
-                left = {"unlisted": counts.unlisted, "unmounted": unmounted}
-                retry(partial(store.mark_missing, runs[0].run_id, folders, seen, **left))
+                mark = partial(store.mark_missing, unlisted=counts.unlisted, unmounted=unmounted, since=began)
+                retry(partial(mark, runs[0].run_id, folders, seen))
         for run in runs:
             counted = {"processed": counts.processed, "unchanged": counts.unchanged}
             retry(partial(store.end_run, run.run_id, counted | {"unexpected_errors": unexpected.total()}))

@@ -196,12 +196,16 @@ def mark_missing(
     now: datetime,
     unlisted: Collection[str] = (),
     unmounted: Collection[str] = (),
+    since: datetime | None = None,
 ) -> int:
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
+    older = (
+        [] if since is None else [files.c.first_seen <= since]
+    )  # whole seconds: what this walk's own daemon had is older
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
     for span in (span for root in roots for span in (_itself(root), *under(root))):
-        for page in _pages(engine, span):
+        for page in _pages(engine, span, *older):
             gone = [path for path in page if path not in hidden and path not in seen]
             if gone:
                 with connect(engine, write=True) as connection:
