@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from datetime import UTC, datetime
@@ -75,3 +76,20 @@ def test_a_file_that_is_gone_is_shown_as_missing(tmp_path: Path) -> None:
         store.mark_missing(run.run_id, ["/x"], {"/x/b"})
     shown = CliRunner().invoke(app, ["--db", url, "results"]).stdout.splitlines()
     assert ["missing" in line for line in shown if "/x/" in line] == [True, False]
+
+
+@pytest.mark.parametrize("folder", ["../in", "{root}/x/../in/", "/{root}/in"])
+def test_a_folder_and_a_file_may_be_named_as_scan_takes_them(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(f"{tmp_path}/in/a"), scored_file(f"{tmp_path}/b")])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = folder.format(root=tmp_path)
+    rows = CliRunner().invoke(app, ["--db", url, "results", "--under", folder, "--format", "jsonl"]).stdout
+    assert [json.loads(line)["path"] for line in rows.splitlines()] == [f"{tmp_path}/in/a"]
+    for how in ([], ["--json"]):
+        assert f"{tmp_path}/in/a" in CliRunner().invoke(app, ["--db", url, "show", *how, f"{folder}/a"]).stdout

@@ -156,6 +156,49 @@ def test_a_sqlite_store_on_a_network_mount_gets_a_warning(tmp_path: Path) -> Non
     assert network_warning(parse_url("postgres://h/d"), str(table)) is None
 
 
+def test_nobody_waits_for_ever_behind_a_lock(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("about Postgres")
+    monkeypatch.setattr("cxrbatch.store.connection._BUSY_S", 0.2)
+    with Store.open(store_url) as store:
+        with psycopg.connect(store_url.replace("+psycopg", "")) as other:
+            other.execute("LOCK TABLE files")
+            for act in (store.counts, lambda: store.record(*begin_ids(store), [scored_file("/a")])):
+                with pytest.raises(StoreDown, match=r"has held a lock in Postgres at .* for over 0\.2 s"):
+                    act()
+            with pytest.raises(StoreDown, match="has held a lock"):
+                migrate.downgrade(store_url, "0005")
+        assert store.counts().by_state == {}
+
+
+def begin_ids(store: Store) -> tuple[int, int]:
+    run = begin(store)
+    return run.run_id, run.cascade_id
+
+
+def test_every_letter_of_a_file_name_goes_into_postgres(
+    store_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("about Postgres")
+    for encoding in ("LATIN1", "SQL_ASCII"):
+        monkeypatch.setenv("PGCLIENTENCODING", encoding)
+        with Store.open(store_url) as store:
+            assert store.record(*begin_ids(store), [scored_file("/日本")]).done == 1
+            assert [row.path for row in store.results()] == ["/日本"]
+    monkeypatch.delenv("PGCLIENTENCODING")
+    admin = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        try:
+            url = sa.make_url(postgres_url).set(database="latin").render_as_string(hide_password=False)
+            with pytest.raises(Fatal, match=r"encoding of the database is LATIN1, .* ENCODING 'UTF8'"):
+                migrate.upgrade(url)
+        finally:
+            connection.exec_driver_sql("DROP DATABASE latin WITH (FORCE)")
+    admin.dispose()
+
+
 def test_a_writer_waits_for_another_and_then_says_so(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not store_url.startswith("sqlite"):
         pytest.skip("Postgres has no single writer")

@@ -83,7 +83,7 @@ def main() -> None:
         _complain(str(fatal))
         sys.exit(fatal.exit_code)
     except StoreDown as down:
-        _complain(f"{str(down).rstrip('.')}. Start it, or name another store with --db.")
+        _complain(f"{str(down).rstrip('.')}. Start it, wait for it, or name another store with --db.")
         sys.exit(ExitCode.FATAL)
     except ModuleNotFoundError as missing:
         extra = _EXTRAS.get((missing.name or "").partition(".")[0])

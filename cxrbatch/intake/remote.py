@@ -39,7 +39,8 @@ def normal_path(path: str) -> str:
     Raises Fatal for a URL that carries a password.
     """
     if not is_remote(path):
-        return os.path.abspath(path)
+        absolute = os.path.abspath(path)
+        return absolute[1:] if absolute.startswith("//") else absolute  # two slashes may mean something else in POSIX
     scheme, _, rest = path.partition("://")
     if ":" in rest.partition("/")[0].rpartition("@")[0]:
         raise Fatal("A URL must not carry a password: give credentials by the environment.", ExitCode.USAGE)
@@ -290,6 +291,8 @@ def _status(error: Exception) -> int:
         return 403
     answer = getattr(error.__cause__ or error, "response", None)
     if isinstance(answer, dict):  # botocore's
+        if "Token" in answer.get("Error", {}).get("Code", ""):  # of a session: invalid, to be refreshed; these are 400
+            return 403
         return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     status = str(getattr(error, "status_code", None) or getattr(error, "code", None))  # Azure's, gcsfs's
     return int(status) if status.isdigit() else 0

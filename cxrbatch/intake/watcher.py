@@ -134,6 +134,7 @@ class FolderWatcher(threading.Thread):
         started = self._clock()
         self.schedule.begin()
         self._note_mounts()
+        began = self._retry(self.job_queue.store.time)
         try:
             self._offer(self.folder.walk())
         except Paused as pause:
@@ -161,7 +162,7 @@ class FolderWatcher(threading.Thread):
                 self._log_event(
                     "mounts_away" if gone.unmounted else "mounts_back", folder=self.folder.root, held=self._unmounted
                 )
-            mark = partial(self.job_queue.mark_missing, unlisted=gone.unlisted, unmounted=gone.unmounted)
+            mark = partial(self.job_queue.mark_missing, unlisted=gone.unlisted, unmounted=gone.unmounted, since=began)
             missing = self._retry(partial(mark, [self.folder.root], gone.seen))
             if missing:
                 self._log_event("files_missing", folder=self.folder.root, files=missing)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ from cxrbatch.store.database_errors import translated
 
 __all__ = ["StoreDown", "connect", "make_engine", "network_warning", "parse_url", "sqlite_file"]
 
-_BUSY_S = 30  # how long a writer waits for another one
+_BUSY_S = 30  # how long a writer waits for another one, and on Postgres every statement for a lock
 _FROZEN_S = 60  # how long Postgres waits for the next statement of a transaction that writes
 _LONGEST_S = 300  # a whole transaction that writes, from Postgres 17 on
 _SQLITE_MAGIC = b"SQLite format 3\0"
@@ -91,10 +92,15 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         asked = {name: value for name, value in _LIBPQ.items() if name not in given}
         options = f"{parsed.query.get('options', '')} -c timezone=UTC".strip()
         engine = sa.create_engine(
-            parsed, pool_pre_ping=True, hide_parameters=True, connect_args={**asked, "options": options}
+            parsed,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            # A file name is any text; PGCLIENTENCODING, or a database in SQL_ASCII, would have psycopg take some only.
+            connect_args={**asked, "options": options, "client_encoding": "utf8"},
         )
     except ImportError:
         raise Fatal("A Postgres store needs an extra: pip install 'cxrbatch[postgres]'.") from None
+    event.listen(engine, "connect", _limit_waiting)
     event.listen(engine, "begin", _limit_write_transactions)
     event.listen(engine, "after_cursor_execute", _end_with_a_statement)
     return engine
@@ -204,6 +210,12 @@ def _begin(connection: Connection) -> None:
     # A transaction that starts as a reader and writes later fails with "locked" at once; BEGIN IMMEDIATE waits.
     writes = connection.get_execution_options().get("cxrbatch_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _limit_waiting(connection: Any, _record: object) -> None:
+    # Behind a lock of a program that stands still, reading too would wait for ever, without a word.
+    connection.execute(f"SET lock_timeout = '{_BUSY_S * 1000:.0f}ms'")
+    connection.commit()
 
 
 def _limit_write_transactions(connection: Connection) -> None:
