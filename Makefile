@@ -25,7 +25,7 @@ lint: ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-demo: ## install, then scan two dozen synthetic files to demo/out.csv
+demo: ## install, then scan 27 synthetic files to demo/out.csv
 	test -x $(VENV_DEMO)/bin/cxrbatch || ($(PYTHON) -m venv $(VENV_DEMO) && \
 	  $(VENV_DEMO)/bin/pip install --quiet --disable-pip-version-check '.[review]')
 	$(VENV_DEMO)/bin/cxrbatch samples demo/incoming

@@ -38,6 +38,13 @@ _SHOWN_OPTIONS = frozenset(
         *("application_name", "target_session_attrs", "keepalives", "keepalives_idle", "tcp_user_timeout"),
     }
 )
+#: What a setting with a pattern takes, for people who read no regular expressions.
+_WRITTEN = {
+    "device": "auto, cpu, cuda or cuda:0,1",
+    "listen": "[AET@]HOST:PORT, e.g. CXR@0.0.0.0:11112, the AE title of at most 16 characters",
+    "name": "at most 64 letters, digits and _.@:/-",
+    "review_user_header": "letters, digits and hyphens",
+}
 _CONFIG_PLACES = (Path("config.toml"), Path("/etc/cxrbatch/config.toml"))
 
 
@@ -98,9 +105,9 @@ class Settings(BaseSettings):
     exact: bool = False
     workers: int = Field(0, ge=0, le=512)  # processes; 0: one a core
     decode_timeout_s: float = Field(30.0, gt=0, le=3600)
-    worker_memory_mib: int = Field(0, ge=0)  # 0: by the machine's memory; otherwise at least 512
+    worker_memory_mib: int = Field(0, ge=0, le=1_000_000_000)  # 0: by the machine's memory; otherwise at least 512
     max_file_mib: int = Field(512, ge=1)
-    max_pixels_mpx: float = Field(100.0, gt=0)
+    max_pixels_mpx: float = Field(100.0, gt=0, le=1_000_000)
     max_inflated_mib: int = Field(512, ge=1)
     min_side_px: int = Field(32, ge=1)
     # Watching.
@@ -286,7 +293,7 @@ def _file_values(explicit: Path | None) -> dict[str, Any]:
             content = file.read(_MOST_CONFIG_BYTES + 1)
         if len(content) > _MOST_CONFIG_BYTES:
             raise Fatal(f"The configuration file {path} is no settings file: it is over 1 MB.", ExitCode.USAGE)
-        values = tomllib.loads(content.decode("utf-8"))
+        values = tomllib.loads(content.decode("utf-8-sig"))  # some editors of Windows begin with a mark
     except OSError as error:
         raise Fatal(
             f"The configuration file {path} cannot be read ({error.strerror}); check the path given to --config.",
@@ -305,4 +312,6 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"Unknown setting '{name}'; `cxrbatch config show` lists the ones there are."
     given = without_password(repr(first.get("input")))[:_SHOWN_CHARACTERS]
-    return f"The setting '{name}' cannot be {given}: {first['msg'].removeprefix('Value error, ')}."
+    pattern = first["type"] == "string_pattern_mismatch"
+    what = f"write {_WRITTEN[str(first['loc'][-1])]}" if pattern else first["msg"].removeprefix("Value error, ")
+    return f"The setting '{name}' cannot be {given}: {what}."

@@ -48,7 +48,7 @@ def _command(names: list[str], command: Any) -> Iterator[str]:
 
 
 def _metavar(argument: Any) -> str:
-    name = argument.metavar or argument.name.upper() + ("…" if argument.nargs == -1 else "")
+    name = (argument.metavar or argument.name.upper()) + ("…" if argument.nargs == -1 else "")
     return name if argument.required else f"[{name}]"
 
 
@@ -62,8 +62,10 @@ def _parameters(command: Any) -> Iterator[str]:
                 rows.append((f"`{_metavar(one)}`", one.help))
             continue
         name = " ".join(f"`{option}`" for option in [*one.opts, *one.secondary_opts])
-        default = "" if one.default in (None, False, [], ()) or callable(one.default) else f" Default: {one.default}."
-        rows.append((name, (one.help or "") + default))
+        text = one.help or ""
+        if one.default not in (None, False, "", [], ()) and not callable(one.default):
+            text = f"{text.removesuffix('.')}. Default: {one.default}."
+        rows.append((name, text))
     if rows:
         yield "| option | meaning |\n|---|---|"
         yield from (f"| {name} | {_cell(text)} |" for name, text in rows)
@@ -82,9 +84,9 @@ def _settings() -> Iterator[str]:
         yield f"\n## {title.strip(' -')}\n\n| setting | default | meaning |\n|---|---|---|"
         for comment, names in re.findall(r"((?:^#.*\n)+)((?:^\w+ = .*\n?)+)", body, re.M):
             meaning = _cell(" ".join(line.lstrip("# ") for line in comment.splitlines()))
-            for line in names.splitlines():
-                name, _, value = line.partition(" = ")
-                yield f"| `{name}` | `{value}` | {meaning} |"
+            lines = [line.partition(" = ") for line in names.splitlines()]
+            named, values = (" ".join(f"`{line[part]}`" for line in lines) for part in (0, 2))
+            yield f"| {named} | {values} | {meaning} |"
 
 
 def _metrics() -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cxrbatch.cli import app
 from cxrbatch.deidentify import Identifiers
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.ops import doctor
 from cxrbatch.ops.database import check
 from cxrbatch.ops.key_file import identifiers_of, key_file_of
 from cxrbatch.settings import Settings, load_settings, without_password
@@ -71,6 +73,7 @@ def test_config_show_and_the_rows_of_runs_hide_a_password_in_the_options(tmp_pat
         ("CXRBATCH_CALLING_AE_TITLES", '["PACS", " "]', ["'calling_ae_titles'", "spaces"]),
         ("CXRBATCH_SEND_TO", '[{"name": "a", "url": "dicom://PÄCS@h:104"}]', ["ASCII"]),
         ("CXRBATCH_DB", "mysql://u:s3cret@h/d", ["mysql"]),
+        ("CXRBATCH_MAX_PIXELS_MPX", "inf", ["'max_pixels_mpx'", "1000000"]),
         ("CXRBATCH_INCLUDE", "[[[", ["'include'", "JSON list"]),
         ("CXRBATCH_INCLUDE", "[" * 100_000, ["'include'", "JSON list"]),
         ("CXRBATCH_METRICS", "127.0.0.1:99999", ["127.0.0.1:99999", "HOST:PORT"]),
@@ -101,6 +104,11 @@ def test_a_list_in_the_environment_may_be_plain_words(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CXRBATCH_REVIEW_SERVICE_HOST", "10.0.0.1")  # Kubernetes gives these to every pod
     monkeypatch.setenv("CXRBATCH_PORT_80_TCP_ADDR", "10.0.0.1")
     load_settings()
+
+
+def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("workers = 3\n", encoding="utf-8-sig")
+    assert load_settings(tmp_path / "config.toml").workers == 3
 
 
 def test_settings_files_that_are_nested_deeply_or_have_no_end_are_refused(tmp_path: Path) -> None:
@@ -175,6 +183,36 @@ def test_a_key_file_that_is_no_file_is_refused_and_not_read(tmp_path: Path) -> N
     for path, why in ((Path("/dev/zero"), "regular"), (tmp_path / "fifo", "regular"), (tmp_path / "large", "no key")):
         with pytest.raises(Fatal, match=why):
             identifiers_of(Settings(id_key_file=str(path)))
+
+
+def test_the_doctor_reads_the_key_and_knows_the_limits_of_the_shell(tmp_path: Path) -> None:
+    key = tmp_path / "cxrbatch.key"
+    key.write_bytes(b"short")
+    settings = Settings(db=f"sqlite:///{tmp_path / 'store.db'}", worker_memory_mib=4096)
+    with pytest.raises(Fatal, match="holds fewer than 32 bytes"):
+        list(doctor._privacy(settings))
+    key.write_bytes(bytes(32))
+    assert [health for health, _ in doctor._privacy(settings)] == ["ok"]
+    assert any(f"GiB free in {tmp_path}" in sentence for _, sentence in doctor._machine(settings))
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({3000 << 20},) * 2)\n" + _IN_THAT_SHELL
+    ran = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
+    assert "`ulimit -v` leaves 3,000 MiB for a decode worker; 4,096 are meant" in ran.stdout, ran.stderr
+    assert ran.stdout.endswith("vanished\n"), "a decode worker starts with what there is"
+
+
+_IN_THAT_SHELL = """
+from cxrbatch.decoding.decode_pool import DecodeFile, decode_all
+from cxrbatch.deidentify import Identifiers
+from cxrbatch.imaging.limits import Limits
+from cxrbatch.ops import doctor
+from cxrbatch.settings import Settings
+from cxrbatch.types import FoundFile
+
+print(*doctor._machine(Settings(worker_memory_mib=4096)))
+task = DecodeFile((), Limits(), Identifiers("drop"))
+found = decode_all(iter([FoundFile("/not/there", 1, 0, 0)]), task, workers=1, timeout_s=20, memory_mib=4096)
+print(*(outcome.rejected.reason_code for outcome in found if outcome))
+"""
 
 
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("how", ["exec >&- 2>&- <&-", "export PYTHONIOENCODING=ascii"])
+def test_a_closed_stream_and_an_old_encoding_are_no_traceback(how: str, tmp_path: Path) -> None:
+    command = f"{how}; exec {sys.executable} -m cxrbatch models list"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_small_product_wakes_no_threads() -> None:
     program = """
 import os
@@ -83,7 +90,9 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "cxrbatch: /proc/nowhere: No such file or directory.\n"
+    assert capsys.readouterr().err == (
+        "cxrbatch: /proc/nowhere cannot be used (No such file or directory): check it, or name another.\n"
+    )
 
 
 def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
@@ -104,4 +113,19 @@ def test_destinations_in_the_environment_that_are_no_json_are_a_sentence(
     monkeypatch.setenv("CXRBATCH_SEND_TO", text)
     with pytest.raises(Fatal, match="CXRBATCH_SEND_TO cannot be read: write JSON") as caught:
         settings.load_settings()
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"device": "gpu"}, "The setting 'device' cannot be 'gpu': write auto, cpu, cuda or cuda:0,1."),
+        ({"listen": "11112"}, r"The setting 'listen' cannot be '11112': write \[AET@\]HOST:PORT"),
+        ({"review_user_header": "X User"}, "write letters, digits and hyphens"),
+        ({"send_to": [{"name": "a b", "url": "dicom://A@h:1"}]}, "'send_to.0.name' cannot be 'a b': write at most 64"),
+    ],
+)
+def test_no_regular_expression_is_shown_to_people(given: dict[str, object], sentence: str) -> None:
+    with pytest.raises(Fatal, match=sentence) as caught:
+        settings.load_settings(flags=given)
     assert caught.value.exit_code is ExitCode.USAGE

@@ -17,18 +17,19 @@ import sqlalchemy as sa
 
 import gs_az_servers
 from cxrbatch.deidentify import Identifiers
-from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.errors import ExitCode, Fatal, StoreDown
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover
 from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
-from cxrbatch.ops.cluster_runner import Job
+from cxrbatch.ops.cluster_runner import Job, Runner, job_queue_of
 from cxrbatch.ops.scan import Exports, run_scan
 from cxrbatch.ops.setup import begin_run
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
-from cxrbatch.store import Store
+from cxrbatch.store import JobQueue, Store
 from cxrbatch.store.connection import parse_url
+from cxrbatch.types import FoundFile
 from factories import make_bundle
 from gs_az_servers import GoogleBucket
 from pipelines import image
@@ -149,13 +150,26 @@ def test_the_rows_are_those_of_one_machine_though_nodes_are_killed_and_s3_fails(
     assert ask(store_url, "SELECT count(*) FROM audit WHERE event = 'image_changed'") == [(0,)]
 
 
+def fails_once(method: Any) -> Any:
+    errors = iter([StoreDown("It restarts.")])
+
+    def call(*given: Any, **named: Any) -> Any:
+        for error in errors:
+            raise error
+        return method(*given, **named)
+
+    return call
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 def test_a_path_that_the_store_cannot_hold_whole_ends_as_a_row(
-    nodes: Nodes, store_url: str, bundle: Path, tmp_path: Path
+    nodes: Nodes, store_url: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"
     image(folder / "short.png", 1)
+    for name in ("offer", "unfinished"):  # a store that restarts does not end a scan of days
+        monkeypatch.setattr(JobQueue, name, fails_once(getattr(JobQueue, name)))
     deep = folder.joinpath(*["d" * 240] * 10)
     os.makedirs(deep)
     (deep / "long.png").write_bytes(b"no node reads it")
@@ -182,7 +196,7 @@ def test_nodes_read_a_bucket_of_google(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 def test_no_room_and_another_bundle_are_one_sentence(
-    nodes: Nodes, store_url: str, bundle: Path, tmp_path: Path
+    nodes: Nodes, store_url: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image(tmp_path / "in/a.png", 1)
     settings = settings_of(tmp_path, bundle, store_url)
@@ -209,7 +223,28 @@ def test_no_room_and_another_bundle_are_one_sentence(
             give_out("0" * 64, 500)
         with pytest.raises(Fatal, match=r"no room for 2 runner\(s\)"):
             give_out(loaded.key(settings.exact), 2, busy=True)
+        with pytest.raises(Fatal, match="no node with a CPU"), monkeypatch.context() as patch:
+            patch.setattr("ray.nodes", list)
+            give_out(loaded.key(settings.exact), 0)
     assert ask(store_url, "SELECT state FROM files") == [("waiting",)], "the next run goes on"
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_a_node_without_the_folder_takes_no_file(store_url: str, bundle: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, bundle, store_url)
+    loaded = load_bundle(settings.cascade)
+    with Store.open(store_url) as store:
+        run = begin_run(store, settings, loaded, None)
+        files = [FoundFile(f"{tmp_path}/share/{i}.png", 1, 1, 1) for i in range(3)]
+        job_queue_of(store, run, settings).offer(files, inodes_tell=False)
+    for made in (False, True):  # not there, and there but not mounted
+        if made:
+            (tmp_path / "share").mkdir()
+        runner = Runner(Job(settings, Identifiers("drop"), (f"{tmp_path}/share",), run, loaded.key(settings.exact)))
+        while not runner.status().finished:
+            time.sleep(0.01)
+        assert "share is missing or empty on" in runner.status().error
+    assert ask(store_url, "SELECT state, count(*) FROM files GROUP BY state") == [("waiting", 3)]
 
 
 def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, bundle: Path) -> None:

@@ -22,6 +22,7 @@ import typer
 import yaml
 
 from cxrbatch.cli import app
+from cxrbatch.errors import ExitCode
 from cxrbatch.ops.health import Health
 from cxrbatch.ops.metrics import Metrics, described
 from cxrbatch.ops.monitor import serve_monitor
@@ -125,6 +126,9 @@ def test_the_unit_can_keep_what_it_promises() -> None:
     assert int(number["TimeoutStopSec"]) > Settings().drain_s + 5
     assert int(number["WatchdogSec"]) > 2 * Settings().decode_timeout_s
     assert "Type=notify" in WATCH
+    # A scan from cron that has the store for a while must not leave the watcher down for good.
+    (gives_up,) = re.findall(r"^RestartPreventExitStatus=(.+)$", WATCH, re.M)
+    assert str(int(ExitCode.STORE_IN_USE)) not in gives_up.split()
 
 
 @pytest.mark.parametrize("unit", UNITS)

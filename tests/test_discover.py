@@ -92,6 +92,11 @@ def test_a_file_can_be_a_root_and_nested_roots_count_once(tmp_path: Path) -> Non
     (tmp_path / "a/x.png").write_bytes(b"x")
     assert roots_of([tmp_path, tmp_path / "a", tmp_path / "a/x.png"]) == [str(tmp_path)]
     assert [f.path for f in discover(roots_of([tmp_path / "a/x.png"]), ALL)] == [str(tmp_path / "a/x.png")]
+    (tmp_path / "a-b").mkdir()  # sorts between a and what lies in it
+    assert roots_of([tmp_path / "a", tmp_path / "a-b", f"/{tmp_path}/b/../a/x.png"]) == [
+        str(tmp_path / "a"),
+        str(tmp_path / "a-b"),
+    ]
     with pytest.raises(Fatal, match="cannot be read"):
         roots_of([tmp_path / "gone"])
 

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from cxrbatch.cli import app
 from cxrbatch.errors import TRANSIENT_REASONS, ExitCode, ReasonCode
 from cxrbatch.inference.bundle import SHIPPED, load_bundle
+from cxrbatch.inference.decision import REVIEW_FLAGS
+from cxrbatch.review.work_list import NOT_DISEASE_LABELS, REASONS
 from cxrbatch.settings import Settings
 from cxrbatch.store import RESULT_COLUMNS
 from cxrbatch.training.report import percent
@@ -39,6 +41,13 @@ def test_every_column_is_explained_and_none_that_is_not_there() -> None:
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     ]
     assert sorted(explained) == sorted(RESULT_COLUMNS)
+
+
+def test_every_label_of_the_gate_and_every_reason_for_review_is_explained() -> None:
+    page = (ROOT / "docs/reference/columns.md").read_text()
+    (label,), (reasons,) = (re.findall(rf"^\| `{column}` \|(.+)", page, re.M) for column in ("label", "review_reasons"))
+    assert all(f"`{name}`" in label for name in NOT_DISEASE_LABELS)
+    assert all(f"`{name}`" in reasons for name in REASONS)
 
 
 def test_every_reason_code_is_explained_and_whether_it_is_tried_again() -> None:
@@ -87,8 +96,21 @@ def test_the_settings_in_the_documents_are_valid() -> None:
 
 def test_links_in_the_documents_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-            assert (document.parent / link).exists(), f"{document.name} links to {link}"
+        for link, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text()):
+            page = document.parent / link if link else document
+            assert page.exists(), f"{document.name} links to {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+                slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+                assert anchor in slugs, f"{document.name} links to {link}#{anchor}"
+
+
+def test_pixels_md_says_which_quality_flags_send_an_image_to_review() -> None:
+    section = (ROOT / "docs/pixels.md").read_text().split("## Quality flags")[1].split("\n## ")[0]
+    (excepted,) = re.findall(r"^Every flag except (.+?) sends the image to review", section, re.M)
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    flags = {flag for row in rows for flag in re.findall(r"`(\w+)`", row)}
+    assert flags - set(re.findall(r"`(\w+)`", excepted)) == REVIEW_FLAGS
 
 
 def test_contributing_names_modules_of_dicom_out_that_are_there() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,66 @@ def test_the_limits_of_inotify_are_explained_in_a_sentence(
     assert not trigger.arm()
     assert trigger.why_not and setting in trigger.why_not
     trigger.disarm()
+
+
+def test_a_folder_that_was_replaced_is_listened_to_anew(tmp_path: Path) -> None:
+    """The watch of the kernel went away with the old one."""
+    root = tmp_path / "in"
+    root.mkdir()
+    trigger = InotifyTrigger(str(root), "never")
+    try:
+        assert trigger.arm() and not trigger.is_stale()
+        root.rename(tmp_path / "of yesterday")
+        root.mkdir()
+        assert trigger.is_stale() and trigger.arm() and not trigger.is_stale()
+        (root / "new").write_text("new")
+        assert trigger.fired.wait(10) and str(root / "new") in (trigger.changed() or ())
+    finally:
+        trigger.disarm()
+
+
+def test_a_link_to_a_folder_is_listened_to_as_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "in").symlink_to("disk")
+    trigger = InotifyTrigger(str(tmp_path / "in"), "never")
+    try:
+        assert trigger.arm()
+        (tmp_path / "disk" / "new").write_text("new")
+        assert trigger.fired.wait(10) and trigger.changed() == {str(tmp_path / "in" / "new")}
+        (tmp_path / "other").mkdir()
+        (tmp_path / "in").unlink()
+        (tmp_path / "in").symlink_to("other")
+        assert trigger.is_stale()
+    finally:
+        trigger.disarm()
+
+
+_UP_TO_THE_LIMIT = """
+import sys, time
+from pathlib import Path
+from cxrbatch.intake.inotify import InotifyTrigger
+
+limit, root = Path("/proc/sys/user/max_inotify_watches"), Path(sys.argv[1])
+limit.write_text("4")
+trigger = InotifyTrigger(str(root), "never")
+assert trigger.arm() and not trigger.is_stale()
+for number in range(5):
+    (root / str(number)).mkdir()
+deadline = time.monotonic() + 20
+while not trigger.is_stale():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+assert not trigger.arm() and "max_user_watches" in trigger.why_not and not trigger.is_stale()
+limit.write_text("100")
+assert trigger.is_stale() and trigger.arm() and trigger.why_not is None
+"""
+
+
+def test_a_tree_that_outgrows_the_limit_of_inotify_is_polled(tmp_path: Path) -> None:
+    in_a_namespace = ["unshare", "--user", "--map-root-user"]  # which has a limit of its own
+    if shutil.which("unshare") is None or subprocess.run([*in_a_namespace, "true"], capture_output=True).returncode:
+        pytest.skip("this user may make no user namespace")
+    ran = subprocess.run(
+        [*in_a_namespace, sys.executable, "-c", _UP_TO_THE_LIMIT, str(tmp_path)], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr

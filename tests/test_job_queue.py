@@ -339,6 +339,30 @@ def test_what_is_missing_comes_back_with_its_outcome(one: JobQueue, store: Store
     assert states(store) == {"/in/a": "done", "/in/b": "waiting"}
 
 
+def test_what_another_daemon_has_queued_since_the_walk_began_is_not_missing(
+    one: JobQueue, two: JobQueue, store: Store, clock: Clock
+) -> None:
+    offer(two, "/in/a")
+    clock.pass_s(60)
+    began = store.time()
+    clock.pass_s(1)
+    offer(two, "/in/b")  # put where this walk had been already
+    assert one.mark_missing(["/in"], set(), since=began) == 1
+    assert states(store) == {"/in/a": "missing", "/in/b": "waiting"}
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_a_machine_whose_clock_is_slow_takes_no_file_for_an_older_one(store_url: str) -> None:
+    with Store.open(store_url) as store:
+        before = begin(store)
+        store.record(before.run_id, before.cascade_id, [scored_file("/in/a")])
+        store._clock = lambda: datetime.now(UTC) - timedelta(hours=1)
+        scan = begin(store)
+        another = replace(found("/in/a"), size=2, mtime_ns=1)  # put back from a backup, say
+        outcome = replace(scored_file("/in/a", "COVID19", content="another"), file=another)
+        assert store.record(scan.run_id, scan.cascade_id, [outcome]).done == 1
+
+
 def test_known_content_is_linked(one: JobQueue, store: Store) -> None:
     offer(one, "/in/a", "/in/b")
     taken(one)

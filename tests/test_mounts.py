@@ -227,5 +227,7 @@ def test_an_unreadable_subfolder_hides_only_what_lies_below_it(
         for _ in range(2):
             watcher.walk()
             assert missing(store) == {str(root / "c"), str(root / "open/d")}
+        assert watcher.watcher.folder.unlisted == 1
     watcher.walk()
     assert missing(store) == {str(root / name) for name in ("c", "open/d", "shut/below/b", "shut")}
+    assert [event for event in watcher.said if event != "files_missing"] == ["folders_unreadable", "folders_readable"]

@@ -1,4 +1,4 @@
-"""The same bytes are scored once, even while their prediction is not yet in the store."""
+"""The same bytes are scored once, even while their prediction is not yet in the store; a look-up is tried again."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from cxrbatch.errors import ReasonCode, Rejected
-from cxrbatch.pipeline import Sink, score
+from cxrbatch.errors import ReasonCode, Rejected, StoreDown
+from cxrbatch.pipeline import Counts, Sink, find_changed, score
 from cxrbatch.store import RetryPolicy
 from cxrbatch.types import Decision, DecodedImage, FoundFile, ImageFacts, Outcome, Prediction
 
@@ -46,3 +46,17 @@ def test_what_is_in_flight_is_not_scored_again_until_it_has_landed() -> None:
     assert asked == ["x", "broken", "broken"]
     in_flight.clear()  # recorded, or dropped because its lease was lost
     assert next(scored)[0].prediction is PREDICTION
+
+
+def test_a_store_that_is_away_for_a_moment_does_not_end_a_look_up() -> None:
+    answers = iter([StoreDown("It restarts."), {"/a"}])
+
+    def unchanged(*_: Any, **__: Any) -> set[str]:
+        answer = next(answers)
+        if isinstance(answer, StoreDown):
+            raise answer
+        return answer
+
+    store: Any = SimpleNamespace(unchanged=unchanged)
+    found = [FoundFile("/a", 1, 1, 1), FoundFile("/b", 1, 1, 1)]
+    assert list(find_changed(iter(found), store, 1, "none", Counts(), retry=RetryPolicy())) == found[1:]

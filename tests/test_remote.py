@@ -26,6 +26,7 @@ from factories import make_bundle
 from fork_server import LIMIT_S, fork_server
 from pipelines import image
 from s3_server import Bucket, Proxy, pointed_at
+from store_images import begin, reject
 
 pytest.importorskip("s3fs", reason="needs the extra 'remote'")
 
@@ -81,12 +82,14 @@ def test_objects_become_the_rows_that_files_become_and_a_second_scan_reads_none(
     for name, data in {"empty.dcm": b"", "page.dcm": b"<html>no", "name with ä +%2F.png": b"x"}.items():
         bucket.put(f"p/{name}", data)
         (folder / name).write_bytes(data)
+    bucket.put("p/nul\0.dcm", b"x")  # S3 takes every key that is UTF-8
+    (folder / "nul.dcm").write_bytes(b"x")
     for key in ("p/.hidden/0.png", "p/day/9.tmp", "pq/other.png", "p/day/"):
         bucket.put(key, b"not wanted")
     root = f"s3://{bucket.name}/p"
     assert scanner.scan(folder, root + "/") == ExitCode.SOME_REJECTED
     rows = "SELECT label, confidence, state, reason_code, sha256 FROM results WHERE path {} 's3:%' ORDER BY 5, 4"
-    assert len(scanner.ask(rows.format("LIKE"))) == 6
+    assert len(scanner.ask(rows.format("LIKE"))) == 7
     assert scanner.ask(rows.format("LIKE")) == scanner.ask(rows.format("NOT LIKE"))
     proxy.requests.clear()
     scanner.scan(root)
@@ -139,7 +142,7 @@ NAMES = ("good.png", "broken.png", "changed.png", "forbidden.png", "gone.png", "
 
 
 def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
-    bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    scanner: Scanner, bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_PAGE", 4)
     for i in range(10):
@@ -152,6 +155,33 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
     found = list(discover([root], Wanted(), unlisted))
     assert len(found) == 5 and found[-1].problem is not None
     assert unlisted == [root], "so that nothing below it is marked as missing"
+    scanner.scan(root)
+    assert scanner.states().pop("") == ("retry", "unreadable")
+    proxy.fault = lambda method, path: None
+    scanner.scan(root)
+    states = scanner.states()
+    assert states.pop("") == ("missing", "unreadable"), "the folder's own row is no file that stays unreadable"
+    assert len(states) == 10 and set(states.values()) == {("rejected", "not_an_image")}
+
+
+def test_an_object_that_another_program_recorded_during_the_listing_is_not_missing(
+    scanner: Scanner, bucket: Bucket, proxy: Proxy
+) -> None:
+    root, beside = f"s3://{bucket.name}/p", []
+    bucket.put("p/0.dcm", b"<html>no")
+
+    def fault(method: str, path: str) -> None:
+        if "max-keys=1000" in path and not beside:
+            beside.append(reject(f"{root}/1.dcm"))
+            time.sleep(1)  # times have whole seconds
+            with Store.open(f"sqlite:///{scanner.folder}/s.db") as store:
+                run = begin(store)
+                store.record(run.run_id, run.cascade_id, beside)
+
+    scanner.scan(root)
+    proxy.fault = fault
+    scanner.scan(root)
+    assert beside and scanner.states() == dict.fromkeys(("0.dcm", "1.dcm"), ("rejected", "not_an_image"))
 
 
 @pytest.mark.parametrize(

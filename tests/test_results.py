@@ -1,11 +1,14 @@
-"""`cxrbatch results`: the order of the rows."""
+"""`cxrbatch results`, `show`, `export`: the order of the rows, and how a path may be written."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from cxrbatch.cli import app
@@ -34,3 +37,59 @@ def test_a_table_begins_with_what_its_filter_is_about(tmp_path: Path) -> None:
     assert order("--since", "2026-11-01") == "acb"
     assert order("--since", "2026-11-01", "--label", "NORMAL", "--limit", "2") == "ac"
     assert order("--since", "2026-11-01", "--under", "/x") == order("--since", "2026-11-01", "--format", "csv") == "abc"
+
+
+def test_a_path_may_be_written_with_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    image = str(tmp_path / "images" / "a.dcm")
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(image)])
+    for words in (
+        ["show", "../images/a.dcm"],
+        ["show", "--json", "../images/./a.dcm"],
+        ["results", "--under", "../images", "--format", "csv"],
+        ["export", "out.csv", "--under", "../images/"],
+    ):
+        done = CliRunner().invoke(app, ["--db", url, *words])
+        assert done.exit_code == 0, f"{words}: {done.output}"
+        assert image in done.stdout + (Path("out.csv").read_text() if os.path.exists("out.csv") else ""), words
+
+
+def test_no_row_is_a_sentence_and_not_a_bare_heading(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/x/a", "COVID19")])
+    done = CliRunner().invoke(app, ["--db", url, "results", "--label", "covid"])
+    assert (done.exit_code, done.stdout) == (0, "No row matches.\n")
+
+
+def test_a_file_that_is_gone_is_shown_as_missing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/x/a", "COVID19"), scored_file("/x/b", "COVID19")])
+        store.mark_missing(run.run_id, ["/x"], {"/x/b"})
+    shown = CliRunner().invoke(app, ["--db", url, "results"]).stdout.splitlines()
+    assert ["missing" in line for line in shown if "/x/" in line] == [True, False]
+
+
+@pytest.mark.parametrize("folder", ["../in", "{root}/x/../in/", "/{root}/in"])
+def test_a_folder_and_a_file_may_be_named_as_scan_takes_them(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(f"{tmp_path}/in/a"), scored_file(f"{tmp_path}/b")])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = folder.format(root=tmp_path)
+    rows = CliRunner().invoke(app, ["--db", url, "results", "--under", folder, "--format", "jsonl"]).stdout
+    assert [json.loads(line)["path"] for line in rows.splitlines()] == [f"{tmp_path}/in/a"]
+    for how in ([], ["--json"]):
+        assert f"{tmp_path}/in/a" in CliRunner().invoke(app, ["--db", url, "show", *how, f"{folder}/a"]).stdout

@@ -193,9 +193,11 @@ def test_what_is_gone_is_missing_and_may_return(store: Store, run: Run) -> None:
     record(
         store, run, scored_file("/in/a"), reject("/in/b"), reject("/in/c", ReasonCode.VANISHED), scored_file("/other/d")
     )
-    assert store.mark_missing(run.run_id, ["/in"], {"/in/a"}) == 2
+    record(store, run, reject("/in", ReasonCode.UNREADABLE))  # it could not be listed then
+    assert store.mark_missing(run.run_id, ["/in"], {"/in/a"}) == 3
     assert store.mark_missing(run.run_id, ["/in"], {"/in/a"}) == 0
     assert {path: row.state for path, row in results(store).items()} == {
+        "/in": "missing",
         "/in/a": "done",
         "/in/b": "missing",
         "/in/c": "missing",
@@ -206,6 +208,7 @@ def test_what_is_gone_is_missing_and_may_return(store: Store, run: Run) -> None:
     back = [found("/in/a"), found("/in/b"), found("/in/c")]
     assert store.unchanged(back, run.cascade_id) == {"/in/a", "/in/b"}
     assert {path: row.state for path, row in results(store).items()} == {
+        "/in": "missing",
         "/in/a": "done",
         "/in/b": "rejected",
         "/in/c": "missing",  # it will be tried, and then has an outcome
@@ -315,6 +318,16 @@ def test_counts_of_the_closing_table(store: Store, run: Run) -> None:
     assert below.by_label == {"NORMAL": 1, "COVID19": 1}
     assert (below.by_reason, below.by_decision) == ({"not_an_image": 1}, {"reported": 2})
     assert store.counts(["/a/3"]).by_state == {"rejected": 1}
+
+
+def test_as_many_roots_as_a_shell_names(store: Store, run: Run) -> None:
+    paths = [f"/a/{i:03}" for i in range(700)]
+    record(store, run, scored_file(paths[0]), scored_file(paths[699], "COVID19"), reject(paths[350]), reject("/a/x"))
+    assert store.note_mounts([*paths, "/m"], ["/m/disk"]) == {"/m/disk"}
+    assert store.note_mounts([*paths, "/m"], []) == {"/m/disk"}
+    counted = store.counts(paths)
+    assert (counted.by_state, counted.by_reason) == ({"done": 2, "rejected": 1}, {"not_an_image": 1})
+    assert [row.path for row in store.results(roots=paths)] == [paths[0], paths[350], paths[699]]
 
 
 def test_an_empty_batch_is_no_trouble(store: Store, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Store, StoreDown, migrate
 from cxrbatch.store.connection import connect, make_engine, network_warning, parse_url
 from cxrbatch.store.housekeeping import check
@@ -50,6 +51,13 @@ def test_what_cannot_be_opened_is_one_sentence_without_the_password(url: str, se
         Store.open(url)
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://h/d", "sqlite://", "sqlite://store.db"])
+def test_what_is_no_url_of_a_store_is_a_setting_that_cannot_be(url: str) -> None:
+    with pytest.raises(Fatal) as refused:
+        parse_url(url)
+    assert refused.value.exit_code is ExitCode.USAGE
 
 
 def test_postgres_urls_of_every_spelling_get_our_driver() -> None:
@@ -112,6 +120,22 @@ def _open_each(folder: Path, together: Barrier) -> None:
         engine.dispose()
 
 
+def test_a_store_that_is_deleted_or_replaced_while_it_is_open_takes_no_more_rows(tmp_path: Path) -> None:
+    """SQLite would go on in the file that has no name any more."""
+    path, elsewhere = tmp_path / "store.db", tmp_path / "elsewhere.db"
+    with Store.open(f"sqlite:///{path}") as store:
+        run = begin(store)
+        path.rename(elsewhere)
+        with pytest.raises(StoreDown, match=r"store\.db is no longer there"):
+            store.record(run.run_id, run.cascade_id, [scored_file("/in/a")])
+        elsewhere.rename(path)
+        store.record(run.run_id, run.cascade_id, [scored_file("/in/a")])
+        shutil.copy(path, elsewhere)
+        elsewhere.replace(path)
+        with pytest.raises(Fatal, match="was replaced by another file"):
+            store.record(run.run_id, run.cascade_id, [scored_file("/in/b")])
+
+
 def test_two_programs_may_set_a_new_sqlite_file_to_wal_at_once(tmp_path: Path) -> None:
     """SQLite refuses one of such a pair at once, in one try of eight."""
     together = multiprocessing.Barrier(2, timeout=20)
@@ -130,6 +154,49 @@ def test_a_sqlite_store_on_a_network_mount_gets_a_warning(tmp_path: Path) -> Non
     assert "nfs4" in (network_warning(parse_url(f"sqlite:///{tmp_path}/s.db"), str(table)) or "")
     assert network_warning(parse_url("sqlite:////s.db"), str(table)) is None
     assert network_warning(parse_url("postgres://h/d"), str(table)) is None
+
+
+def test_nobody_waits_for_ever_behind_a_lock(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("about Postgres")
+    monkeypatch.setattr("cxrbatch.store.connection._BUSY_S", 0.2)
+    with Store.open(store_url) as store:
+        with psycopg.connect(store_url.replace("+psycopg", "")) as other:
+            other.execute("LOCK TABLE files")
+            for act in (store.counts, lambda: store.record(*begin_ids(store), [scored_file("/a")])):
+                with pytest.raises(StoreDown, match=r"has held a lock in Postgres at .* for over 0\.2 s"):
+                    act()
+            with pytest.raises(StoreDown, match="has held a lock"):
+                migrate.downgrade(store_url, "0005")
+        assert store.counts().by_state == {}
+
+
+def begin_ids(store: Store) -> tuple[int, int]:
+    run = begin(store)
+    return run.run_id, run.cascade_id
+
+
+def test_every_letter_of_a_file_name_goes_into_postgres(
+    store_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("about Postgres")
+    for encoding in ("LATIN1", "SQL_ASCII"):
+        monkeypatch.setenv("PGCLIENTENCODING", encoding)
+        with Store.open(store_url) as store:
+            assert store.record(*begin_ids(store), [scored_file("/日本")]).done == 1
+            assert [row.path for row in store.results()] == ["/日本"]
+    monkeypatch.delenv("PGCLIENTENCODING")
+    admin = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        try:
+            url = sa.make_url(postgres_url).set(database="latin").render_as_string(hide_password=False)
+            with pytest.raises(Fatal, match=r"encoding of the database is LATIN1, .* ENCODING 'UTF8'"):
+                migrate.upgrade(url)
+        finally:
+            connection.exec_driver_sql("DROP DATABASE latin WITH (FORCE)")
+    admin.dispose()
 
 
 def test_a_writer_waits_for_another_and_then_says_so(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from cxrbatch.errors import Fatal, ReasonCode, Rejected
+from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected
 from cxrbatch.store import RESULT_COLUMNS, Store
 from cxrbatch.store.connection import connect
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, write_parquet, writer_for
@@ -258,8 +258,9 @@ def test_the_suffix_tells_the_format() -> None:
     assert writer_for("a/b.CSV") is write_csv
     assert writer_for("b.jsonl") is write_jsonl
     assert writer_for("b.parquet") is write_parquet
-    with pytest.raises(Fatal, match=r"\.csv, \.jsonl or \.parquet"):
+    with pytest.raises(Fatal, match=r"\.csv, \.jsonl or \.parquet") as caught:
         writer_for("b.xlsx")
+    assert caught.value.exit_code is ExitCode.USAGE
 
 
 def test_parquet_without_its_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

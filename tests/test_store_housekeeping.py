@@ -18,7 +18,7 @@ from cxrbatch.cli import app
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.store import ReviewAction, Store
 from cxrbatch.store.connection import connect
-from cxrbatch.store.housekeeping import Pruned, backup, check, prune
+from cxrbatch.store.housekeeping import Pruned, _orphans, backup, check, prune
 from cxrbatch.store.review_schema import reads, review_status, reviews, round_assignments, round_items, rounds
 from cxrbatch.store.rounds import NewRound, close_round, create_round
 from cxrbatch.store.schema import audit, images, predictions, scores
@@ -65,9 +65,36 @@ def test_prune_forgets_what_has_long_been_gone_and_only_that(store: Store) -> No
     assert [row.path for row in store.results()] == ["/kept/2"]
     assert (number(store, images), number(store, predictions), number(store, scores)) == (2, 2, 8)
     assert prune(store, 30, really=True, now=later) == Pruned(0, 0)
+    assert pruned_events(store) == [
+        '{"files": 4, "images": 0, "reviews": 0, "days": 30}',
+        '{"files": 0, "images": 1, "reviews": 0, "days": 30}',
+    ]
+
+
+def pruned_events(store: Store) -> list[str]:
     with connect(store.engine) as connection:
-        last = connection.execute(sa.select(audit).order_by(audit.c.id.desc()).limit(1)).one()
-    assert (last.event, last.detail) == ("pruned", '{"files": 4, "images": 1, "reviews": 0, "days": 30}')
+        query = sa.select(audit.c.detail).where(audit.c.event == "pruned").order_by(audit.c.id)
+        return list(connection.execute(query).scalars())
+
+
+def test_what_a_prune_deleted_before_it_ended_is_in_the_audit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cxrbatch.store.housekeeping._forget_images", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune(store, 30, really=True, now=NOW + timedelta(days=30))
+    assert pruned_events(store) == ['{"files": 4, "images": 0, "reviews": 0, "days": 30}']
+
+
+def test_what_was_overwritten_is_looked_up_once_and_not_for_each_image(store: Store) -> None:
+    if store.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite keeps a NOT IN in a tree")
+    orphans = _orphans("postgresql", NOW, sa.false(), False)
+    text = str(orphans.compile(store.engine, compile_kwargs={"literal_binds": True})).replace("%%", "%")
+    with connect(store.engine) as connection:
+        plan = "\n".join(connection.exec_driver_sql("EXPLAIN " + text).scalars())
+    assert "SubPlan" not in plan and plan.count("Anti Join") == 4, plan
 
 
 def test_prune_takes_reviews_along_only_when_told(store: Store) -> None:
@@ -92,9 +119,8 @@ def test_prune_takes_reviews_along_only_when_told(store: Store) -> None:
     with connect(store.engine) as connection:
         assert connection.execute(sa.select(reads.c.image_id)).scalar_one() == ids["/kept/2"]
         assert [item.image_id for item in connection.execute(sa.select(round_items))] == 2 * [ids["/kept/2"]]
-        details = connection.execute(sa.select(audit.c.detail).where(audit.c.event == "pruned")).scalars().all()
-    assert details[-1] == '{"files": 0, "images": 1, "reviews": 2, "days": 30}'
-    assert number(store, audit) == events + 2
+    assert pruned_events(store)[-1] == '{"files": 0, "images": 1, "reviews": 2, "days": 30}'
+    assert number(store, audit) == events + 3
 
 
 def make_round(store: Store, name: str) -> int:

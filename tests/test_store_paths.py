@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cxrbatch.store.paths import LONGEST, path_to_text, plain, text_to_path, under
 
-# Difficult bytes: backslashes, x, hex digits, invalid UTF-8, a valid two-byte character.
-NAMES = st.binary(max_size=40).map(lambda b: b.replace(b"\0", b"")) | st.lists(
-    st.sampled_from([b"\\", b"x", b"\\x", b"f", b"0", b"\xff", b"\x80", b"\xc3\xa9", b"/", b"a"]), max_size=12
+# Difficult bytes: NUL (in keys of buckets), backslashes, x, hex digits, invalid UTF-8, a valid two-byte character.
+NAMES = st.binary(max_size=40) | st.lists(
+    st.sampled_from([b"\0", b"\\", b"x", b"\\x", b"f", b"0", b"\xff", b"\x80", b"\xc3\xa9", b"/", b"a"]), max_size=12
 ).map(b"".join)
 
 
@@ -20,7 +20,7 @@ NAMES = st.binary(max_size=40).map(lambda b: b.replace(b"\0", b"")) | st.lists(
 def test_every_name_comes_back(name: bytes) -> None:
     path = os.fsdecode(name)
     text = path_to_text(path)
-    text.encode()  # no surrogates left
+    assert b"\0" not in text.encode()  # and no surrogates are left
     assert text_to_path(text) == path
 
 
@@ -59,7 +59,7 @@ def test_a_path_too_long_for_an_index_is_cut_and_stays_unique() -> None:
 
 
 def test_what_is_no_path_is_refused() -> None:
-    for path in ("/a\0b", "/\ud800"):
+    for path in ("/\ud800", "/\udc00"):
         with pytest.raises(ValueError):
             path_to_text(path)
 

@@ -158,7 +158,14 @@ def test_everything_about_a_content(store: Store) -> None:
         both = [scored_file.file["path"] for scored_file in store.everything_about(digits)]
         assert both == ["/incoming/copy.dcm", "/incoming/monday/image.dcm"]
     assert store.everything_about("f" * 64) == store.everything_about("/nowhere") == []
-    assert store.everything_about("/incoming/broken/image.dcm")[0].image is None
+
+
+def test_two_files_without_an_image_have_nothing_in_common(store: Store) -> None:
+    run = begin(store)
+    store.record(run.run_id, run.cascade_id, [reject("/incoming/broken/empty.dcm", ReasonCode.EMPTY_FILE)])
+    (rejected,) = store.everything_about("/incoming/broken/image.dcm")
+    assert rejected.image is None
+    assert rejected.same_image == []
 
 
 def test_digits_that_begin_two_contents_are_asked_back(store: Store) -> None:

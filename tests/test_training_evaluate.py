@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
 from cxrbatch.inference.bundle import SHIPPED, load_bundle
 from cxrbatch.inference.cascade import Cascade
@@ -25,7 +25,9 @@ from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.card import card_text, write_card
 from cxrbatch.training.datasets import LabelledImage, find_folders, leaked_images, split_images
 from cxrbatch.training.evaluate import evaluate, measure
+from cxrbatch.training.optimisation import training_device
 from cxrbatch.training.plots import plot_evaluation
+from cxrbatch.training.recipes import load_recipe
 from cxrbatch.training.report import print_report
 from cxrbatch.training.scores import Scores, score_images
 from cxrbatch.training.shortcuts import cam_outside, source_probe
@@ -181,8 +183,26 @@ def test_labels_that_are_alike_are_counted_apart() -> None:
 
 
 def test_the_test_split_is_refused(data: Path, bundle: Path) -> None:
-    with pytest.raises(Fatal, match="choose nothing"):
+    with pytest.raises(Fatal, match="choose nothing") as refused:
         calibrate(bundle, data, split="test")
+    assert refused.value.exit_code is ExitCode.USAGE
+
+
+def test_options_that_cannot_be_are_usage_and_a_gpu_that_is_missing_is_that(
+    data: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    codes = []
+    for mistake in (
+        lambda: evaluate(bundle, data, split="tset"),
+        lambda: load_recipe("nothere"),
+        lambda: training_device("gpu"),
+        lambda: training_device("cuda"),
+    ):
+        with pytest.raises(Fatal) as refused:
+            mistake()
+        codes.append(refused.value.exit_code)
+    assert codes == [ExitCode.USAGE] * 3 + [ExitCode.DEVICE_MISSING]
 
 
 def test_evaluate_reports_every_kind_of_label(

@@ -49,8 +49,15 @@ def test_explain_writes_a_image(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_text("not an image")
-    with pytest.raises(Fatal, match="can't be explained"):
-        explain(tmp_path / "image.png", make_bundle(tmp_path / "bundle"), tmp_path / "cam.png")
+    bundle = make_bundle(tmp_path / "bundle")
+    os.mkfifo(tmp_path / "fifo")  # would wait for a writer that never comes
+    for name, why in (
+        ("image.png", "not_an_image: "),
+        ("fifo", "not_a_regular_file: "),
+        ("none", r"No such file .*y\.$"),
+    ):
+        with pytest.raises(Fatal, match=f"cannot be explained: {why}"):
+            explain(tmp_path / name, bundle, tmp_path / "cam.png")
 
 
 def test_explain_replaces_its_own_image_and_nothing_else(tmp_path: Path) -> None:

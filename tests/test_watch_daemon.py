@@ -19,7 +19,10 @@ import pytest
 from pynetdicom import AE, build_context
 
 from cxrbatch.errors import ExitCode
+from cxrbatch.inference.bundle import Bundle
 from cxrbatch.ops import daemon as ops_daemon
+from cxrbatch.ops.health import Health
+from cxrbatch.ops.heartbeat import Heartbeat
 from cxrbatch.ops.sd_notify import sd_notify
 from cxrbatch.settings import Settings
 from factories import make_bundle
@@ -189,9 +192,13 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     daemon.send_signal(signal.SIGHUP)
     place.wait(lambda: "another store needs a restart" in place.log, daemon)
     hear("READY=1")
+    config.write_text(f'id_key_file = "/no/such/folder/key"\ndb = "{url}"\n')  # valid, and cannot be used
+    daemon.send_signal(signal.SIGHUP)
+    place.wait(lambda: "The key file /no/such/folder/key cannot be made" in place.log, daemon)
+    hear("READY=1")
     config.write_text(f'exclude = ["*.png"]\ndb = "{url}"\n')
     daemon.send_signal(signal.SIGHUP)
-    place.wait(lambda: "settings_renewed" in place.log, daemon)
+    place.wait(lambda: place.log.count("settings_renewed") == 2, daemon)
     hear("READY=1")
     image(place.incoming / "not wanted.png", 1)
     (place.incoming / "junk").write_text("junk")
@@ -200,6 +207,32 @@ def test_settings_are_read_again_when_they_are_valid_and_systemd_is_told(place: 
     assert place.rows().keys() == {"junk"}
     hear("STOPPING=1")
     manager.close()
+
+
+def test_a_reload_that_is_asked_for_during_a_reload_is_not_lost() -> None:
+    """The settings may have changed again since they were read."""
+    read: list[int] = []
+    heartbeat = Heartbeat(Health())
+
+    def settings() -> tuple[Settings, Bundle]:
+        read.append(1)
+        return Settings(), None  # type: ignore[return-value]
+
+    heartbeat.begin(lambda: None, settings)
+    for _ in range(2):
+        heartbeat.ask_for_settings()
+        heartbeat.heartbeat()
+    assert heartbeat.renewed is not None and len(read) == 1, "the first one still ends what it has in hand"
+    heartbeat.begin(lambda: None, settings)
+    heartbeat.heartbeat()
+    assert len(read) == 2
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(place: Place) -> None:
+    (place.cwd / "log.txt").symlink_to("/dev/full")
+    some_files(place.incoming)
+    assert place.run("--once", CXRBATCH_TRUNCATED_TRIES="1") == ExitCode.SOME_REJECTED
+    assert place.settled()
 
 
 def test_a_service_manager_that_reads_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +269,7 @@ def test_what_cannot_be_drained_in_time_is_given_back(place: Place) -> None:
     daemon = place.start(TEST_SLOW_S="60", CXRBATCH_DRAIN_S="0.5")
     place.wait(lambda: bool(place.ask("SELECT 1 FROM files WHERE state = 'claimed'")), daemon)
     time.sleep(1)
-    assert place.stop(daemon) == ExitCode.OK
+    assert place.stop(daemon, signal.SIGINT) == ExitCode.INTERRUPTED
     place.no_orphans()
     assert not place.ask("SELECT 1 FROM files WHERE state = 'claimed'")
     place.run("--once", CXRBATCH_TRUNCATED_TRIES="1")

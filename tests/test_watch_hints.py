@@ -109,3 +109,22 @@ def test_a_share_that_is_back_without_events_is_polled(
         assert watcher.said.count("watching") == 2
     finally:
         watcher.watcher.trigger.disarm()
+
+
+def test_a_folder_that_was_replaced_between_two_walks_has_events_again(tmp_path: Path, store: Store, run: Run) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    watcher = Watcher(root, store, run, "never")
+    trigger, schedule = watcher.watcher.trigger, watcher.watcher.schedule
+    try:
+        assert trigger.arm()
+        watcher.walk()
+        assert schedule.due_in() > 50  # rescan_s is 60
+        root.rename(tmp_path / "of yesterday")
+        root.mkdir()
+        watcher.walk()
+        assert schedule.due_in() < 50  # for what came before the first event
+        (root / "new").write_text("new")
+        assert trigger.fired.wait(10) and trigger.changed() == {str(root / "new")}
+    finally:
+        trigger.disarm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,9 @@ def _options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no closing table.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     log_format: Annotated[str | None, typer.Option("--log-format", help="console or json")] = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     options.config, options.db, options.quiet = config, db, quiet
     options.verbose, options.log_format = verbose, log_format
@@ -70,17 +73,17 @@ _EXTRAS = {
 
 def main() -> None:
     """The entry point: Fatal becomes one sentence on stderr and its exit code."""
+    _provide_streams()
     try:
         try:
             app()
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a full disk can still be reported
+            sys.stdout.flush()  # here, where a full disk can still be reported
     except Fatal as fatal:
         _complain(str(fatal))
         sys.exit(fatal.exit_code)
     except StoreDown as down:
-        _complain(f"{str(down).rstrip('.')}. Start it, or name another store with --db.")
+        _complain(f"{str(down).rstrip('.')}. Start it, wait for it, or name another store with --db.")
         sys.exit(ExitCode.FATAL)
     except ModuleNotFoundError as missing:
         extra = _EXTRAS.get((missing.name or "").partition(".")[0])
@@ -98,13 +101,25 @@ def main() -> None:
         sys.exit(ExitCode.OK)
     except OSError as error:  # an output folder that is missing, full or not writable
         if error.filename is not None:
-            _complain(f"{error.filename}: {error.strerror}.")
+            _complain(f"{error.filename} cannot be used ({error.strerror}): check it, or name another.")
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             _drop_standard_output()
             _complain(f"What was to be printed or written is not whole ({error.strerror}): make room for it.")
         else:
             raise
         sys.exit(ExitCode.FATAL)
+
+
+def _provide_streams() -> None:
+    """A stream that is closed becomes /dev/null: the next file to be opened would take its place.
+
+    What an encoding other than UTF-8 does not have is printed as an escape.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_standard_output() -> None:

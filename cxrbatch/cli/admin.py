@@ -39,7 +39,7 @@ def doctor() -> None:
 
 
 @db.command("upgrade")
-def db_upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
+def db_upgrade(revision: Annotated[str, typer.Argument(help="The newest by default.")] = "head") -> None:
     """Upgrade the store to this program's schema."""
     from cxrbatch.ops import database
 

@@ -29,7 +29,7 @@ def status(
     from cxrbatch.ops.status import Limits, print_status
 
     limits = Limits(warning_age_s=warning_age_s, critical_age_s=critical_age_s)
-    raise typer.Exit(print_status(options.settings(), limits, as_json=as_json))
+    raise typer.Exit(print_status(options.settings, limits, as_json=as_json))
 
 
 @app.command()

@@ -24,7 +24,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; this machine alone by default.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
     metrics: Annotated[
-        str, typer.Option(help="HOST:PORT: serve /metrics, /healthz and /readyz; not the setting's, which is of watch.")
+        str,
+        typer.Option(help="HOST:PORT: serve /metrics, /healthz and /readyz. The setting `metrics` is not for review."),
     ] = "",
 ) -> None:
     """Open the work list in a browser; needs neither torch nor a model."""

@@ -77,7 +77,7 @@ def scan(
 
 @app.command()
 def watch(
-    folders: Annotated[list[str], typer.Argument(metavar="DIR…", help="Or s3://BUCKET/PREFIX; nothing is changed.")],
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Or s3://BUCKET/PREFIX; nothing is changed.")],
     once: Annotated[bool, typer.Option("--once", help="End when everything that is there has its outcome.")] = False,
     quiet_s: Annotated[float | None, typer.Option("--quiet", help="Seconds a file has to stand still.")] = None,
     rescan_s: Annotated[float | None, typer.Option("--rescan", help="Seconds between two walks.")] = None,
@@ -123,7 +123,9 @@ def retry(
 @app.command()
 def results(
     label: Annotated[str | None, typer.Option(help="Only this label, e.g. COVID19; surest first.")] = None,
-    min_confidence: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Only from this confidence on, 0 to 1.")
+    ] = None,
     needs_review: Annotated[bool, typer.Option("--needs-review", help="Only for review; least sure first.")] = False,
     since: Annotated[
         str | None, typer.Option(help="Processed from this time on (ISO 8601, UTC); newest first.")
@@ -171,7 +173,7 @@ def export(
         from cxrbatch.ops.trail import note_export
 
         settings = options.settings()
-        code = export_dicom(settings, dicom, Path(under) if under else None, quiet=options.quiet)
+        code = export_dicom(settings, dicom, under, quiet=options.quiet)
         note_export(settings, f"DICOM objects to {dicom}")
         raise typer.Exit(code)
     if as_dataset is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ def send(
     to: Annotated[
         str, typer.Argument(metavar="DEST", help="A name of send_to, dicom://AET@HOST:PORT or https://HOST/dicom-web")
     ],
-    under: Annotated[Path | None, typer.Option(help="Only files in this folder.")] = None,
+    under: Annotated[str | None, typer.Option(help="Only files in this folder.")] = None,
 ) -> None:
     """Send results to a PACS as Secondary Captures and structured reports, each once."""
     from cxrbatch.ops.send import run_send

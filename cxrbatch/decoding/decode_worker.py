@@ -147,7 +147,9 @@ def _serve(pipe: Connection, task: DecodeTask, memory_mib: int, parent: int) -> 
     if os.getppid() != parent:
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C codecs print to stderr
-    limit = memory_mib * 2**20
+    limit, allowed = memory_mib * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]
+    if allowed != resource.RLIM_INFINITY:
+        limit = min(limit, allowed)  # of `ulimit -v`, or of a batch system
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep_freed_memory(_LARGEST_BLOCK, _KEPT)

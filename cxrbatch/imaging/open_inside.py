@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from cxrbatch.errors import ReasonCode, Retry
@@ -30,7 +31,8 @@ def open_inside(path: str, roots: Sequence[str]) -> int:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         place = f"/proc/self/fd/{found}"
         real = os.fspath(Path(place).readlink())
-        if not any(_holds(os.path.realpath(root), real) for root in roots):
+        near = [root for root in roots if _holds(root, path)]  # one of these holds it unless a root is a link
+        if not any(_holds(os.path.realpath(root), real) for root in chain(near, roots)):
             raise Retry(ReasonCode.CHANGED_WHILE_READ, "The name was changed to lead out of the scanned folder.")
         return os.open(place, _FLAGS)
     finally:

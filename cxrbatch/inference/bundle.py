@@ -146,8 +146,8 @@ def find_bundle(name_or_folder: str | Path) -> Path:
         return found[0]
     names = ", ".join(path.name for path in shipped_bundles()) or "none"
     raise Fatal(
-        f"There is no bundle '{name_or_folder}': no shipped one has this name (shipped: {names}) and no folder of it "
-        "has a manifest.json.",
+        f"There is no bundle '{name_or_folder}': it is neither a shipped one ({names}) nor a folder with a "
+        "manifest.json.",
         ExitCode.BUNDLE_UNUSABLE,
     )
 

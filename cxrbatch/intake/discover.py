@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
-from cxrbatch.intake.remote import check_remote, is_remote, list_objects, normal_url
+from cxrbatch.intake.remote import check_remote, is_remote, list_objects, normal_path
 from cxrbatch.types import FoundFile
 
 __all__ = ["Wanted", "count_names", "discover", "look_at", "roots_of"]
@@ -56,10 +56,11 @@ def roots_of(paths: Sequence[str | Path]) -> list[str]:
     Raises Fatal (exit 1) for a path that does not exist or is not readable.
     """
     texts = [os.fspath(path) for path in paths]
-    absolute = sorted({normal_url(text) if is_remote(text) else os.path.abspath(text) for text in texts})
+    # Sorted by their parts, a path directly follows the folder that it lies in: a shell may have named 50,000 files.
+    absolute = sorted({normal_path(text) for text in texts}, key=lambda path: path.split("/"))
     roots: list[str] = []
     for path in absolute:
-        if any(path.startswith(root.rstrip("/") + "/") for root in roots):
+        if roots and path.startswith(roots[-1].rstrip("/") + "/"):
             continue
         try:
             if is_remote(path):

@@ -102,6 +102,7 @@ class FolderState:
         self.root = root
         self.inodes_tell = inodes_tell  # False on network mounts, whose inode numbers may change
         self.known_mounts = frozenset[str]()  # all mount points ever seen at or below the root
+        self.unlisted = 0  # folders that the last walk could not list: nobody knows what is in them
         self.long_paths: dict[str, str] = {}  # path by its text, where the text was cut (store/paths.py)
         self._wanted, self._quiet_s = wanted, quiet_s
         self._mount_points, self._clock, self._wall_clock = mount_points, clock, wall_clock
@@ -162,7 +163,7 @@ class FolderState:
         yield from (file for file in stat_errors if file.problem and file.problem.reason_code == ReasonCode.UNREADABLE)
         if len(seen):
             self._device = device
-        self._walked = True
+        self._walked, self.unlisted = True, len(unlisted)
         if self._device is not None:
             unmounted = self.known_mounts - self._mount_points(self.root)
             self._forget(Gone(seen, tuple(unlisted), tuple(sorted(unmounted))))

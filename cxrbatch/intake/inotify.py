@@ -7,6 +7,7 @@ folder is walked every `poll_s` instead.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import threading
@@ -25,12 +26,13 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyObserver
 
 from cxrbatch.intake.remote import is_remote
-from cxrbatch.mounts import MOUNTINFO, hides_changes, mount_of, read_mounts
+from cxrbatch.mounts import MOUNTINFO, hides_changes, mount_of, mount_points_below, read_mounts
 
 __all__ = ["InotifyTrigger", "Poll", "silent_mounts"]
 
 Poll = Literal["auto", "always", "never"]
 
+_IN_DELETE_SELF = 0x400  # inotify(7)
 _MOST_PATHS = 10_000  # kept between two checks; above that, a walk is cheaper
 _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent,
@@ -67,7 +69,8 @@ class InotifyTrigger:
         self.fired = threading.Event()
         self.silent = silent_mounts(root, mountinfo)  # also says whether inode numbers can be trusted
         self.why_not: str | None = None
-        self._poll = poll
+        self._poll, self._mountinfo = poll, mountinfo
+        self._armed_for: object = None
         self._observer: InotifyObserver | None = None
         self._lock = threading.Lock()
         self._changed: set[str] = set()
@@ -93,6 +96,7 @@ class InotifyTrigger:
         """Start listening; False (and `why_not`) if the folder has to be polled."""
         self.disarm()
         self.why_not = None
+        self.silent = silent_mounts(self.root, self._mountinfo)
         if self._poll == "always":
             self.why_not = "poll is set to always"
         elif self._poll == "auto" and self.silent:
@@ -100,12 +104,29 @@ class InotifyTrigger:
         else:
             try:
                 self._observer = InotifyObserver()
-                self._observer.schedule(_EventHandler(self), self.root, recursive=True, event_filter=_EVENTS)
+                inside = os.path.join(self.root, "")  # of a link, the folder that it leads to: watchdog follows none
+                self._observer.schedule(_EventHandler(self), inside, recursive=True, event_filter=_EVENTS)
                 self._observer.start()
             except OSError as error:
                 self.why_not = _limit(error)
                 self.disarm()
+        self._armed_for = self._look()
+        if self._observer is not None and _out_of_watches(self.root):
+            self.why_not = _limit(OSError(errno.ENOSPC, ""))  # the events that do come are used all the same
         return self.why_not is None
+
+    def is_stale(self) -> bool:
+        """Whether `arm` is due again: another folder has this name, a mount came or went, or watches did."""
+        return self._armed_for is not None and self._armed_for != self._look()
+
+    def _look(self) -> object:
+        try:
+            info = None if is_remote(self.root) else os.stat(self.root)
+        except OSError:
+            return None
+        mounts = frozenset() if info is None else mount_points_below(self.root, self._mountinfo)
+        out_of_watches = self._observer is not None and _out_of_watches(self.root)
+        return info and (info.st_dev, info.st_ino), mounts, out_of_watches
 
     def disarm(self) -> None:
         """Stop listening; the folder may be unavailable."""
@@ -114,6 +135,19 @@ class InotifyTrigger:
             observer.stop()
             if observer.is_alive():
                 observer.join(5)
+
+
+def _out_of_watches(folder: str) -> bool:
+    """Whether the kernel watches no further folder for this user. watchdog then passes over folders without a word."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.inotify_init1(os.O_CLOEXEC)
+    if descriptor < 0:
+        return False  # no further instance, which says nothing of watches
+    try:
+        watch = libc.inotify_add_watch(descriptor, os.fsencode(folder), _IN_DELETE_SELF)
+        return bool(watch < 0 and ctypes.get_errno() == errno.ENOSPC)
+    finally:
+        os.close(descriptor)
 
 
 class _EventHandler(FileSystemEventHandler):

@@ -10,6 +10,7 @@ requests are used: their listings are no pages, and gcsfs asks Google about the 
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -20,7 +21,7 @@ from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
 from cxrbatch.imaging.limits import Limits
 from cxrbatch.types import FoundFile
 
-__all__ = ["check_remote", "is_remote", "list_objects", "normal_url", "read_object"]
+__all__ = ["check_remote", "is_remote", "list_objects", "normal_path", "read_object"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PAGE = 1000  # objects, the most that S3 lists at once
@@ -32,9 +33,15 @@ def is_remote(path: str) -> bool:
     return not path.startswith("/") and _URL.match(path) is not None
 
 
-def normal_url(url: str) -> str:
-    """The URL of a bucket or prefix as it stands in the store. Raises Fatal for one that carries a password."""
-    scheme, _, rest = url.partition("://")
+def normal_path(path: str) -> str:
+    """A file, folder or URL of the command line as it stands in the store.
+
+    Raises Fatal for a URL that carries a password.
+    """
+    if not is_remote(path):
+        absolute = os.path.abspath(path)
+        return absolute[1:] if absolute.startswith("//") else absolute  # two slashes may mean something else in POSIX
+    scheme, _, rest = path.partition("://")
     if ":" in rest.partition("/")[0].rpartition("@")[0]:
         raise Fatal("A URL must not carry a password: give credentials by the environment.", ExitCode.USAGE)
     return f"{scheme}://{rest.strip('/')}"
@@ -284,6 +291,8 @@ def _status(error: Exception) -> int:
         return 403
     answer = getattr(error.__cause__ or error, "response", None)
     if isinstance(answer, dict):  # botocore's
+        if "Token" in answer.get("Error", {}).get("Code", ""):  # of a session: invalid, to be refreshed; these are 400
+            return 403
         return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     status = str(getattr(error, "status_code", None) or getattr(error, "code", None))  # Azure's, gcsfs's
     return int(status) if status.isdigit() else 0

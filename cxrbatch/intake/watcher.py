@@ -7,6 +7,7 @@ that this daemon takes from the job queue, until it stops.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,9 +79,10 @@ class FolderWatcher(threading.Thread):
         self.trigger = trigger
         self.paused = self._idle = False
         self._noted_mounts: frozenset[str] | None = None  # as the store has them
-        self._unmounted = 0  # known mount points that were unmounted at the last log message
+        self._unmounted = self._unlisted = 0  # mount points away and unreadable folders at the last log message
         self.last_heartbeat = clock()  # of its loop, also while it waits for the store (ops/health.py)
         self.last_walk_at = 0.0  # Unix seconds; 0: none has ended yet
+        self.free_bytes: int | None = None  # on the disk of the folder, at the last walk
         self._retry = replace(retry, heartbeat=self._beat)
         self._stop_event, self._work_available = retry.stop, work_available
         self._log_event, self._fail, self._clock = log_event, fail, clock
@@ -132,6 +134,7 @@ class FolderWatcher(threading.Thread):
         started = self._clock()
         self.schedule.begin()
         self._note_mounts()
+        began = self._retry(self.job_queue.store.time)
         try:
             self._offer(self.folder.walk())
         except Paused as pause:
@@ -142,11 +145,16 @@ class FolderWatcher(threading.Thread):
             self.schedule.paused(_PAUSED_S)
             return
         self._outage(None)
-        if self.paused:
+        if self.paused or self.trigger.is_stale():
             self._listen_again()
         self.paused = False
         self.last_walk_at = time.time()
+        self.free_bytes = self._free_bytes()
         failpoint("walk.ended")
+        if self.folder.unlisted != self._unlisted:
+            self._unlisted = self.folder.unlisted
+            event = "folders_unreadable" if self._unlisted else "folders_readable"
+            self._log_event(event, folder=self.folder.root, held=self._unlisted)
         gone = self.folder.gone
         if gone is not None and not self._stop_event.is_set():
             if len(gone.unmounted) != self._unmounted:
@@ -154,21 +162,28 @@ class FolderWatcher(threading.Thread):
                 self._log_event(
                     "mounts_away" if gone.unmounted else "mounts_back", folder=self.folder.root, held=self._unmounted
                 )
-            mark = partial(self.job_queue.mark_missing, unlisted=gone.unlisted, unmounted=gone.unmounted)
+            mark = partial(self.job_queue.mark_missing, unlisted=gone.unlisted, unmounted=gone.unmounted, since=began)
             missing = self._retry(partial(mark, [self.folder.root], gone.seen))
             if missing:
                 self._log_event("files_missing", folder=self.folder.root, files=missing)
         self.schedule.ended(self._clock() - started)
 
     def _listen_again(self) -> None:
-        """The folder is back, and walked: listen to events, or poll it."""
+        """The folder is back, or another one, and walked: listen to events, or poll it."""
         armed = self.trigger.arm()
+        self.folder.inodes_tell = not self.trigger.silent
         if armed != self.schedule.events:
             poll = "never" if armed else f"{self.schedule.poll_s:g} s"
             self._log_event("watching", folder=self.folder.root, poll=poll, why=self.trigger.why_not or "")
         self.schedule.events = armed
         if armed:
             self.schedule.notify()  # this walk may have passed a folder that changed before its events were listened to
+
+    def _free_bytes(self) -> int | None:
+        try:
+            return shutil.disk_usage(self.folder.root).free
+        except OSError:  # away, or a bucket
+            return None
 
     def _note_mounts(self) -> None:
         """Store the mount points, so that a later run can tell an unmounted share from an emptied folder."""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from cxrbatch.intake.stability import settle
 from cxrbatch.ops.cluster_runner import Job, Runner, Status, job_queue_of
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
-from cxrbatch.store import Run, Store
+from cxrbatch.store import RetryPolicy, Run, Store
 from cxrbatch.store.paths import CUT_MARK, path_to_text
 from cxrbatch.types import FoundFile, Outcome
 
@@ -88,6 +89,7 @@ class _Cluster:
     placed_s: float
     clock: Callable[[], float] = time.monotonic
     runners: dict[str, _Placed] = field(default_factory=dict)  # by node id
+    alone_since: float = field(default_factory=time.monotonic)  # when a runner was last placed anywhere
 
     def place(self) -> None:
         """A Runner on every node that is there and has none."""
@@ -113,12 +115,15 @@ class _Cluster:
         return [node for node in nodes if node["Alive"]]
 
     def look(self) -> None:
-        """Ask every Runner how it does. Raises Fatal when one has failed, or when none found room."""
+        """Ask every Runner how it does. Raises Fatal when one has failed, or when none found room or a node."""
         for placed in self.runners.values():
             placed.asked = placed.asked or placed.handle.status.remote()
         if not self.runners:
+            if self.clock() - self.alone_since > self.placed_s:
+                raise Fatal("The cluster has no node with a CPU: add one; what is listed waits in the store.")
             time.sleep(_POLL_S)  # all nodes are gone: one may come
             return
+        self.alone_since = self.clock()
         asked = [placed.asked for placed in self.runners.values()]
         self.ray.wait(asked, num_returns=len(asked), timeout=_POLL_S)
         for placed in self.runners.values():
@@ -173,11 +178,11 @@ def distribute(
 ) -> None:
     """List `found` into the job queue, and wait until the Runners have emptied it, or `stop` is set.
 
-    `ray` is from `connected`; the connection is closed at the end. Raises Fatal when a Runner has failed, or when none
-    is at work `placed_s` after it was asked for.
+    `ray` is from `connected`; the connection is closed at the end. Raises Fatal when a Runner has failed, when none is
+    at work `placed_s` after it was asked for, or when the store is away for a minute.
     """
     job_queue = job_queue_of(store, job.run, job.settings)
-    cluster = _Cluster(ray, job, placed_s)
+    cluster, retry = _Cluster(ray, job, placed_s), RetryPolicy(stop=stop)
     files = (file for file in settle(found, job.settings.quiet_s) if file is not None)
     listed = False
     next_look = 0.0
@@ -186,11 +191,12 @@ def distribute(
             if not listed:
                 some = list(itertools.islice(files, _OFFER))
                 listed = len(some) < _OFFER
-                some = _without_cut_paths(some, store, job.run)
+                some = retry(partial(_without_cut_paths, some, store, job.run))
                 with_problem = sum(file.problem is not None for file in some)
-                offered = job_queue.offer(some, inodes_tell=False, retry_at_once=True) if some else 0
+                offer = partial(job_queue.offer, some, inodes_tell=False, retry_at_once=True)
+                offered = retry(offer) if some else 0
                 counts.unchanged += len(some) - with_problem - offered
-            if listed and not job_queue.unfinished(job.roots):
+            if listed and not retry(partial(job_queue.unfinished, job.roots)):
                 break
             if listed or time.monotonic() >= next_look:
                 cluster.place()

@@ -16,6 +16,7 @@ from cxrbatch.errors import Fatal, StoreDown
 from cxrbatch.inference.bundle import Bundle, load_bundle
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.intake.remote import is_remote
 from cxrbatch.intake.watcher import claims
 from cxrbatch.pipeline import Context, Counts, Sink
 from cxrbatch.settings import Settings, without_password
@@ -79,6 +80,11 @@ class Runner:
             raise Fatal(f"The bundle {settings.cascade} is another one here: install the same files on every node.")
         if job.version != __version__:
             raise Fatal(f"cxrbatch {__version__} is installed here, not {job.version}: install the same on every node.")
+        for root in job.roots:
+            if not is_remote(root) and not _holds_something(root):
+                raise Fatal(
+                    f"{root} is missing or empty on {socket.gethostname()}: mount it on every node under this path."
+                )
         retry = RetryPolicy(forever=True, stop=self._stop)
         with retry(partial(Store.open, settings.db, may_create=False)) as store:
             job_queue = job_queue_of(store, job.run, settings)
@@ -102,6 +108,17 @@ class Runner:
                 ended.set()
                 with suppress(StoreDown):
                     job_queue.release()
+
+
+def _holds_something(root: str) -> bool:
+    """Whether a folder or file is there. A node without it would end all files as `vanished`, faster than any works."""
+    try:
+        with os.scandir(root) as entries:
+            return any(True for _ in entries)
+    except NotADirectoryError:
+        return True
+    except OSError:
+        return False
 
 
 def job_queue_of(store: Store, run: Run, settings: Settings) -> JobQueue:

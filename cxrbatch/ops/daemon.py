@@ -4,6 +4,7 @@ send."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections import ChainMap
@@ -195,7 +196,8 @@ def _enforce_drain(daemon: Daemon, job_queue: JobQueue) -> None:
         if daemon.finished.is_set():
             return  # meanwhile it came to its end after all
         _start_again(daemon)
-    os._exit(ExitCode.OK if daemon.failure is None else ExitCode.FATAL)
+    interrupted = daemon.caught[:1] == [signal.SIGINT]
+    os._exit(ExitCode.FATAL if daemon.failure is not None else ExitCode.INTERRUPTED if interrupted else ExitCode.OK)
 
 
 def _start_again(daemon: Daemon) -> None:

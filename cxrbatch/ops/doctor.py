@@ -13,10 +13,12 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
+from cxrbatch.decoding.memory import worker_memory_mib
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
-from cxrbatch.ops.key_file import key_file_of
+from cxrbatch.ops.key_file import identifiers_of, key_file_of
 from cxrbatch.settings import Settings
+from cxrbatch.store.connection import parse_url, sqlite_file
 
 __all__ = ["run_doctor"]
 
@@ -54,8 +56,17 @@ def _machine(settings: Settings) -> Iterator[Line]:
     memory = psutil.virtual_memory()
     workers = settings.workers or cores
     yield "ok", f"{cores} core(s), {memory.total / 2**30:.1f} GiB of memory; {workers} decode worker(s)"
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    yield ("ok" if free > 1 else "bad"), f"{free:.1f} GiB free here" + ("" if free > 1 else "; make room first")
+    url, folder = parse_url(settings.db), Path.cwd()
+    if url.drivername.startswith("sqlite") and sqlite_file(url).parent.is_dir():
+        folder = sqlite_file(url).parent.absolute()
+    free = shutil.disk_usage(folder).free / 2**30
+    yield ("ok" if free > 1 else "bad"), f"{free:.1f} GiB free in {folder}" + ("" if free > 1 else "; make room first")
+    memory_mib, allowed = (
+        settings.worker_memory_mib or worker_memory_mib(workers),
+        resource.getrlimit(resource.RLIMIT_AS),
+    )
+    if allowed[1] != resource.RLIM_INFINITY and allowed[1] < memory_mib * 2**20:
+        yield "note", f"`ulimit -v` leaves {allowed[1] >> 20:,} MiB for a decode worker; {memory_mib:,} are meant"
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files < 256 + 4 * workers:
         yield "bad", f"only {files} open files allowed; raise `ulimit -n` to 1024"
@@ -103,7 +114,9 @@ def _privacy(settings: Settings) -> Iterator[Line]:
         yield "ok", 'phi = "drop": no identifiers are stored'
     else:
         key = key_file_of(settings)
-        there = "is there; back it up" if key.is_file() else "will be made by the first scan; back it up then"
+        if key.exists():
+            identifiers_of(settings)  # raises Fatal where it cannot be used
+        there = "is there; back it up" if key.exists() else "will be made by the first scan; back it up then"
         yield "ok", f'phi = "hash": the key file {key} {there}'
 
 

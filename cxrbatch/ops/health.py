@@ -6,6 +6,7 @@ restart the daemon.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class Health:
 
     def stale(self) -> list[str]:
         """The parts that have been silent for too long."""
-        return [name for name, age_s in self.ages_s().items() if age_s > self._parts[name][1]]
+        limits = {name: limit_s for name, (_, limit_s) in list(self._parts.items())}
+        return [name for name, age_s in self.ages_s().items() if age_s > limits.get(name, math.inf)]
 
     @property
     def alive(self) -> bool:

@@ -19,22 +19,24 @@ __all__ = ["Heartbeat"]
 class Heartbeat:
     """The pipeline itself calls `heartbeat`: if the pipeline hangs, the calls stop and systemd restarts the daemon."""
 
-    def __init__(
-        self, reload: Callable[[], None], read_settings: Callable[[], tuple[Settings, Bundle]], health: Health
-    ) -> None:
-        self.renewed: tuple[Settings, Bundle] | None = None
-        self._reload, self._read_settings, self._health = reload, read_settings, health
+    def __init__(self, health: Health) -> None:
+        self._health = health
         self._asked = False
         self._every_s = watchdog_s()
         self._next = 0.0
         self._main = threading.get_ident()
+
+    def begin(self, reload: Callable[[], None], read_settings: Callable[[], tuple[Settings, Bundle]]) -> None:
+        """A daemon begins: `reload` stops it once `read_settings` has returned the settings of the next one."""
+        self.renewed: tuple[Settings, Bundle] | None = None
+        self._reload, self._read_settings = reload, read_settings
 
     def ask_for_settings(self) -> None:
         """SIGHUP: read the settings at the next heartbeat."""
         self._asked = True
 
     def heartbeat(self) -> None:
-        if self._asked and threading.get_ident() == self._main:
+        if self._asked and self.renewed is None and threading.get_ident() == self._main:
             self._asked = False
             self._renew()
         self._health.heartbeat()

@@ -12,8 +12,9 @@ import sys
 import threading
 import warnings
 from collections.abc import MutableMapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
@@ -46,7 +47,7 @@ def listen_to_everything(format: Literal["console", "json"], level: int = loggin
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -68,6 +69,23 @@ def quieten_libraries() -> None:
         library = logging.getLogger(name)
         library.handlers[:], library.propagate = [logging.NullHandler()], False
     warnings.simplefilter("ignore")
+
+
+class _Stderr:
+    """stderr, of which nobody need be left: its disk is full, or the terminal or the reader of the pipe is gone.
+
+    The work does not end for want of a log.
+    """
+
+    def write(self, text: str) -> None:
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                sys.stderr.write(text)
+
+    def flush(self) -> None:
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                sys.stderr.flush()
 
 
 def _uncaught(kind: type[BaseException], trace: TracebackType | None) -> None:

@@ -61,6 +61,7 @@ class ReceiverMetrics:
             "heartbeat_timestamp_seconds",
             "When the pipeline, or a receiver without one, last gave a sign of life (Unix time).",
         )
+        self.alive = self._gauge("alive", "1 while /healthz says so: each part has given a sign of life lately.")
         self.received = self._counter(
             "received_instances", "C-STORE requests, by how they were answered.", result=_RECEIVED
         )
@@ -69,7 +70,7 @@ class ReceiverMetrics:
         )
         self.disk_free = self._gauge(
             "disk_free_bytes",
-            "Free on the disk of a SQLite store and of each folder (root0, …).",
+            "Free on the disk of a SQLite store and of each folder (root0, …); NaN where it is not known.",
             what=[f"root{index}" for index in range(roots)],
         )
         self.registry.register(_UnexpectedErrors())
@@ -84,6 +85,10 @@ class ReceiverMetrics:
     def _seconds(self, name: str, text: str, buckets: Sequence[float], **values: Iterable[str]) -> Histogram:
         histogram = Histogram(f"cxrbatch_{name}", text, list(values), buckets=tuple(buckets), registry=self.registry)
         return _filled(histogram, values)
+
+    def show_disk(self, what: str, free_bytes: int | None) -> None:
+        """Free on the disk of a folder; None: not known (away, or a bucket), which is not 0."""
+        self.disk_free.labels(what).set(math.nan if free_bytes is None else free_bytes)
 
     def answered(self, status: int) -> int:
         """A C-STORE request was answered with `status`; returns it."""
@@ -127,6 +132,11 @@ class Metrics(ReceiverMetrics):
             "root_walk_timestamp_seconds", "When a walk of this folder last ended (Unix time).", root=self._roots
         )
         self.paused = gauge("root_paused", "1 while this folder cannot be looked at.", root=self._roots)
+        self.unlisted = gauge(
+            "root_unlisted_folders",
+            "Folders below this one that the last walk could not list: nobody knows what is in them.",
+            root=self._roots,
+        )
         # What the store says.
         self.store_up = gauge("store_up", "1 when the last question to the store was answered.")
         self.queue = gauge("queue_files", "Files without a final outcome, by state.", state=map(str, QUEUE_STATES))
@@ -191,10 +201,13 @@ class Metrics(ReceiverMetrics):
 
 
 class _Reviews(Collector):
-    """A counter whose value the store knows: it goes on over restarts."""
+    """A counter whose value the store knows: it goes on over restarts.
+
+    No series before the store has answered: after a zero, all reviews of before would count as new ones.
+    """
 
     def __init__(self) -> None:
-        self.numbers = {str(action): 0 for action in ReviewAction}
+        self.numbers: dict[str, int] = {}
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         family = CounterMetricFamily("cxrbatch_reviews", "Acts of readers, by action.", labels=["action"])
@@ -224,8 +237,9 @@ def _filled(metric: M, values: dict[str, Iterable[str]]) -> M:
 
 def described() -> list[tuple[str, str, str, str]]:
     """Name, kind, labels and meaning of every metric of ours, in order."""
-    rows = []
-    for family in Metrics(["NORMAL"], 1).registry.collect():
+    rows, metrics = [], Metrics(["NORMAL"], 1)
+    metrics.show_backlog(Backlog({}, 0, 0, {str(action): 0 for action in ReviewAction}))
+    for family in metrics.registry.collect():
         if not family.name.startswith("cxrbatch_"):
             continue
         suffix = "_total" if family.type == "counter" else ""

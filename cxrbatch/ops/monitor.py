@@ -9,7 +9,7 @@ import json
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
@@ -52,13 +52,18 @@ def serve_monitor(address: str, metrics: ReceiverMetrics, health: Health) -> Ite
     host, port = parse_address(address)
     exposition = make_wsgi_app(metrics.registry)
     metrics.heartbeat.set_function(lambda: health.last_beat_at)
+    metrics.alive.set_function(lambda: float(health.alive))
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             return _reply(start, "405 Method Not Allowed", {"error": "only GET"})
         if path == "/metrics":
-            body: Iterable[bytes] = exposition(environ, start)
+            body: Iterable[bytes]
+            try:
+                body = exposition(environ, start)
+            except (TypeError, ValueError):  # of prometheus_client, for a version in Accept that is none
+                body = exposition({**environ, "HTTP_ACCEPT": ""}, start)
             return body
         if path == "/healthz":
             ages = {name: round(age_s, 1) for name, age_s in health.ages_s().items()}
@@ -74,7 +79,7 @@ def serve_monitor(address: str, metrics: ReceiverMetrics, health: Health) -> Ite
     try:
         server = make_server(host, port, answer, server_class=Server, handler_class=_Handler)
     except OSError as error:
-        raise Fatal(f"Metrics cannot be served at {address}: {error.strerror}; name another port.") from None
+        raise Fatal(f"Metrics cannot be served at {address}: {error.strerror}; name another HOST:PORT.") from None
     thread = threading.Thread(target=server.serve_forever, name="monitor", daemon=True)
     thread.start()
     try:
@@ -141,7 +146,7 @@ class StoreFigures:
     store: Store
     metrics: Metrics
     health: Health
-    folders: dict[str, str]  # whose free space is shown, by label: "store", "root0", ...
+    disks: Mapping[str, Callable[[], int | None]]  # free bytes by label: "store", "root0", ...
     tasks: Sequence[Callable[[], None]] = ()
 
     def run(self, stop: threading.Event, every_s: float = _EVERY_S) -> None:
@@ -152,10 +157,9 @@ class StoreFigures:
 
     def refresh(self) -> None:
         """One round: disks, tasks, queue, reviews."""
-        free = {what: free_bytes(folder) for what, folder in self.folders.items()}
+        free = {what: look() for what, look in self.disks.items()}
         for what, number in free.items():
-            if number is not None:
-                self.metrics.disk_free.labels(what).set(number)
+            self.metrics.show_disk(what, number)
         store_free = free.get("store")
         self.health.ready["disk"] = store_free is None or store_free >= _DISK_LOW_BYTES
         try:

@@ -56,8 +56,7 @@ def _look_after(
     every_s = min(_EVERY_S, (watchdog_s() or math.inf) / 3)
     while not stop.is_set():
         free = free_bytes(str(folder))
-        if free is not None:
-            metrics.disk_free.labels("root0").set(free)
+        metrics.show_disk("root0", free)
         health.ready["disk"] = free is not None and free >= min_free_bytes
         if health.alive:
             sd_notify("WATCHDOG=1")

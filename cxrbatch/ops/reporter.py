@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import Bundle
@@ -15,7 +16,7 @@ from cxrbatch.ops.drift_comparison import measure_drift
 from cxrbatch.ops.health import ROOT_LIMIT_S, Health
 from cxrbatch.ops.logs import log
 from cxrbatch.ops.metrics import Metrics
-from cxrbatch.ops.monitor import StoreFigures
+from cxrbatch.ops.monitor import StoreFigures, free_bytes
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import JobQueue, path_to_text
@@ -35,6 +36,7 @@ def show_root(index: int, watcher: FolderWatcher, metrics: Metrics, health: Heal
     health.add(f"root{index}", lambda: watcher.last_heartbeat, ROOT_LIMIT_S)
     metrics.walk.labels(str(index)).set_function(lambda: watcher.last_walk_at)
     metrics.paused.labels(str(index)).set_function(lambda: float(watcher.paused))
+    metrics.unlisted.labels(str(index)).set_function(lambda: watcher.folder.unlisted)
 
 
 @dataclass(slots=True)
@@ -55,12 +57,13 @@ class Reporter:
         tasks = (self._say_alive, self._measure_drift)
         StoreFigures(self.job_queue.store, self.metrics, self.health, self._disks(), tasks).run(stop)
 
-    def _disks(self) -> dict[str, str]:
-        """Folders whose free space is shown, by label."""
-        disks = {f"root{index}": watcher.folder.root for index, watcher in enumerate(self.watchers)}
+    def _disks(self) -> dict[str, Callable[[], int | None]]:
+        """Free space by label. A watcher looks at its own folder: a share that hangs must not silence this thread."""
+        disks: dict[str, Callable[[], int | None]] = {}
+        disks |= {f"root{index}": partial(_free, watcher) for index, watcher in enumerate(self.watchers)}
         url = parse_url(self.settings.db)
         if url.drivername.startswith("sqlite"):
-            disks["store"] = str(sqlite_file(url).absolute().parent)
+            disks["store"] = partial(free_bytes, str(sqlite_file(url).absolute().parent))
         return disks
 
     def _say_alive(self) -> None:
@@ -71,6 +74,8 @@ class Reporter:
                 "mode": "poll" if watcher.trigger.why_not else "events",
                 "paused": watcher.paused,
                 "last_walk": watcher.last_walk_at,
+                "every_s": watcher.schedule.every_s,
+                "unlisted": watcher.folder.unlisted,
             }
             for watcher in self.watchers
         ]
@@ -87,6 +92,10 @@ class Reporter:
         except Fatal:  # neither a reference nor accepted days
             found = []
         self.metrics.show_drift({one.name: (one.score, one.threshold) for one in found})
+
+
+def _free(watcher: FolderWatcher) -> int | None:
+    return None if watcher.paused else watcher.free_bytes
 
 
 def store_outage() -> Outage:

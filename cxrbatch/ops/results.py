@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -12,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode
-from cxrbatch.intake.remote import is_remote, normal_url
+from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
 from cxrbatch.ops.terminal import plain, to_stdout
+from cxrbatch.ops.trace import is_path
 from cxrbatch.ops.trail import note_export
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, retry_now
@@ -61,6 +61,9 @@ def print_results(
         by_filter = {"newest": since, "least sure": needs_review, "surest": label}
         order = "path" if under else next((order for order, given in by_filter.items() if given), "path")
         rows = list(store.results(**filters, order=order))
+        if not rows:
+            print("No row matches.")
+            return
         console = to_stdout()
         console.print(_table(rows[: filters["limit"] - 1]))
         if len(rows) == filters["limit"] and limit is None:
@@ -80,7 +83,7 @@ def export_results(settings: Settings, file: str, under: str | None) -> None:
 
 def show_one(settings: Settings, what: str) -> None:
     """Print everything about one path or content. Raises Fatal if nothing is known about it."""
-    path = str(Path(what).absolute()) if not is_remote(what) and ("/" in what or Path(what).exists()) else what
+    path = normal_path(what) if is_path(what) else what
     with Store.open(settings.db, may_create=False, read_only=True) as store:
         try:
             images = store.everything_about(path)
@@ -151,8 +154,8 @@ def _table(rows: Iterable[Any]) -> Table:
         table.add_column(heading, overflow="fold", ratio=3 if heading == "file" else None)
     for row in rows:
         confidence = "" if row.confidence is None else f"{row.confidence:.2f}"
-        why = row.reason_code or row.review_reasons or ""
-        decision = row.decision or row.state
+        why = (row.reason_code or row.review_reasons or "").replace(",", ", ")  # so that lines break there
+        decision = row.state if row.state == "missing" else row.decision or row.state  # a file that is gone
         table.add_row(
             plain(row.path), row.label or "", confidence, Text(decision, _DECISIONS.get(decision, "red")), plain(why)
         )
@@ -160,7 +163,7 @@ def _table(rows: Iterable[Any]) -> Table:
 
 
 def _folder(under: str | None) -> list[str]:
-    return [] if under is None else [normal_url(under) if is_remote(under) else str(Path(under).absolute())]
+    return [] if under is None else [normal_path(under)]
 
 
 def moment_of(text: str | None) -> datetime | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +31,7 @@ from cxrbatch.ops.setup import begin_run, stopping, wanted_of
 from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.pipeline import Context, Counts, Sink, find_changed, scan, walk
 from cxrbatch.settings import Settings
-from cxrbatch.store import FileState, Reprocess, Run, Store, only_writer
+from cxrbatch.store import FileState, Reprocess, RetryPolicy, Run, Store, only_writer
 from cxrbatch.store.connection import parse_url, sqlite_file
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, write_parquet
 
@@ -89,45 +88,48 @@ def run_scan(
             on_screen.print(f"[yellow]{warning}[/yellow]", highlight=False)
         identifiers = identifiers_of(settings, store)
         runs: list[Run] = []
+        retry = RetryPolicy()  # a store that goes away for a moment does not end a scan of hours
 
         def start() -> tuple[InferenceEngine, Sink]:
             engine = open_engine(settings.engine, settings.device, bundle)
-            run = begin_run(store, settings, bundle, engine)
+            run = retry(partial(begin_run, store, settings, bundle, engine))
             runs.append(run)
             commit = partial(store.record, run.run_id, run.cascade_id, replace=reprocess == "all")
             return engine, Sink(store, run.cascade_id, commit, reprocess)
 
         stop, counts, seen = threading.Event(), Counts(), PathHashSet()
         known_mounts = store.note_mounts(roots, _mount_points(roots))
-        found = walk(roots, wanted, stop, counts, seen)
+        began, found = store.time(), walk(roots, wanted, stop, counts, seen)
         with stopping(stop) as caught, progress_bar(on_screen, partial(count_names, roots, wanted)) as progress:
-            context = Context(settings, bundle, identifiers, tuple(roots), counts, progress)
+            context = Context(settings, bundle, identifiers, tuple(roots), counts, progress, retry)
             if nodes is None:
                 scan(found, context, store, start, reprocess=reprocess, limit=limit, stop=stop)
             else:
-                runs.append(begin_run(store, settings, bundle, None))
+                runs.append(retry(partial(begin_run, store, settings, bundle, None)))
                 job = Job(settings, identifiers, tuple(roots), runs[0], bundle.key(settings.exact))
                 distribute(nodes, found, store, job, counts, progress, stop)
         if counts.complete and counts.found:  # an empty root may be a lost share
             if not runs:
-                runs.append(begin_run(store, settings, bundle, None))
-            every_row_seen = counts.done == counts.found == store.present()
+                runs.append(retry(partial(begin_run, store, settings, bundle, None)))
+            every_row_seen = counts.done == counts.found == retry(store.present)
             if not every_row_seen:
                 unmounted = known_mounts - _mount_points(roots)
                 for folder in sorted(unmounted | set(counts.unlisted)):
                     why = _why_left(folder, folder in unmounted)
                     on_screen.print(f"[yellow]{why}[/yellow]", highlight=False, soft_wrap=True)
                 folders = [root for root in roots if is_remote(root) or os.path.isdir(root)]
-                store.mark_missing(runs[0].run_id, folders, seen, unlisted=counts.unlisted, unmounted=unmounted)
+                mark = partial(store.mark_missing, unlisted=counts.unlisted, unmounted=unmounted, since=began)
+                retry(partial(mark, runs[0].run_id, folders, seen))
         for run in runs:
             counted = {"processed": counts.processed, "unchanged": counts.unchanged}
-            store.end_run(run.run_id, counted | {"unexpected_errors": unexpected.total()})
-        summary = _summary(store, roots, counts, time.monotonic() - started, stopped=bool(caught))
+            retry(partial(store.end_run, run.run_id, counted | {"unexpected_errors": unexpected.total()}))
+        seconds = time.monotonic() - started
+        summary = retry(partial(_summary, store, roots, counts, seconds, stopped=bool(caught)))
         for write, path in exports.targets():
             write(path, (row for row in store.results(roots=roots) if row.state != FileState.MISSING))
     if not quiet and "-" not in (exports.csv, exports.jsonl):
         print_summary(to_stdout(), summary)
-    if caught.get("signal") == signal.SIGINT:
+    if caught:  # also by SIGTERM: whoever sent it must not take a part for the whole
         return ExitCode.INTERRUPTED
     if error_on_empty and not counts.found:
         return ExitCode.NOTHING_MATCHED
@@ -135,7 +137,9 @@ def run_scan(
 
 
 def _mount_points(roots: Sequence[str]) -> frozenset[str]:
-    return frozenset().union(*(mount_points_below(root) for root in roots if not is_remote(root)))
+    return frozenset().union(
+        *(mount_points_below(root) for root in roots if not is_remote(root) and os.path.isdir(root))
+    )
 
 
 def _why_left(folder: str, unmounted: bool) -> str:
@@ -152,7 +156,10 @@ def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, r
     else:
         with Store.open(url, may_create=False, read_only=True) as store:
             cascade_id = store.cascade_id_of(cascade_key) or 0  # 0: no row of it exists yet
-            changed = sum(1 for _ in find_changed(found, store, cascade_id, reprocess, counts, look_only=True))
+            changed = sum(
+                1
+                for _ in find_changed(found, store, cascade_id, reprocess, counts, retry=RetryPolicy(), look_only=True)
+            )
     print(f"{changed:,} file(s) would be read; {counts.unchanged:,} are unchanged since last time.")
     return bool(changed or counts.unchanged)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.text import Text
 from cxrbatch.dicom_out.objects import KINDS, Explain, MadeObject, NotMade, make_objects
 from cxrbatch.dicom_out.send import parse_destination
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.explainer import Explainer
 from cxrbatch.ops.logs import quieten_libraries
 from cxrbatch.ops.sender import limits_of, sender_of
@@ -33,7 +33,7 @@ __all__ = ["drop_objects", "export_dicom", "list_outbox", "retry_objects", "run_
 _STATES = {"sent": "green", "waiting": "yellow", "refused": "red", "dropped": "dim"}
 
 
-def export_dicom(settings: Settings, folder: Path, under: Path | None, *, quiet: bool = False) -> ExitCode:
+def export_dicom(settings: Settings, folder: Path, under: str | None, *, quiet: bool = False) -> ExitCode:
     """A capture and a report for each image that came as DICOM, into `folder` (made if missing).
 
     Exit 3 where the objects of some image could not be made. Raises Fatal where none came as DICOM.
@@ -58,7 +58,7 @@ def export_dicom(settings: Settings, folder: Path, under: Path | None, *, quiet:
     return ExitCode.SOME_REJECTED if reasons else ExitCode.OK
 
 
-def run_send(settings: Settings, to: str, under: Path | None, *, quiet: bool = False) -> ExitCode:
+def run_send(settings: Settings, to: str, under: str | None, *, quiet: bool = False) -> ExitCode:
     """Put what the destination wants into the outbox and send what waits there, each object once.
 
     Exit 3 where something was refused or is left for another try. Raises Fatal: no such destination.
@@ -94,7 +94,7 @@ def run_send(settings: Settings, to: str, under: Path | None, *, quiet: bool = F
         _tell(words, {}, others)
         if unreachable:
             _tell("The destination does not answer: check its address, and send again.", {}, 0)
-    if caught.get("signal") == signal.SIGINT:
+    if caught:
         return ExitCode.INTERRUPTED
     return ExitCode.SOME_REJECTED if waiting or refused else ExitCode.OK
 
@@ -157,8 +157,8 @@ def _destination(settings: Settings, to: str) -> SendTo:
     return SendTo(name=name, url=to)
 
 
-def _roots(under: Path | None) -> tuple[str, ...]:
-    return () if under is None else (str(under.absolute()),)
+def _roots(under: str | None) -> tuple[str, ...]:
+    return () if under is None else (normal_path(under),)
 
 
 def _refuse_without_dicom(dicom: int, others: int) -> None:

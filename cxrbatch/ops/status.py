@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import IntEnum
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cxrbatch.errors import Fatal, StoreDown
+from cxrbatch.errors import TRANSIENT_REASONS, Fatal, ReasonCode, StoreDown
 from cxrbatch.ops.settings_table import without_password
 from cxrbatch.ops.terminal import plain, to_stdout
 from cxrbatch.settings import Settings
@@ -26,7 +26,8 @@ from cxrbatch.store.connection import parse_url, sqlite_file
 __all__ = ["Limits", "State", "Status", "judge", "print_status", "read_status"]
 
 ALIVE_S = 90.0  # a daemon writes its heartbeat every 20 s
-_WALK_S = 3600.0  # a folder that was walked longer ago than this is not looked after
+_WALK_S = 3600.0  # a folder that was walked longer ago than this, and than twice rescan_s, is not looked after
+_MANY_RETRIES = 10  # of more files at once, something is wrong with the folder or this machine
 
 
 class State(IntEnum):
@@ -99,9 +100,16 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
         for root in daemon.roots:
             if root["paused"]:
                 found.append((State.WARNING, f"the folder {plain(root['folder'])} is away"))
-            elif root["last_walk"] and moment - root["last_walk"] > _WALK_S:
+            elif root["last_walk"] and moment - root["last_walk"] > max(_WALK_S, 2 * root.get("every_s", 0.0)):
                 age = _ago(moment - root["last_walk"])
                 found.append((State.WARNING, f"the folder {plain(root['folder'])} was last walked {age} ago"))
+            if unlisted := root.get("unlisted", 0):
+                text = f"{unlisted:,} folders in {plain(root['folder'])} cannot be listed: what is in them is not seen"
+                found.append((State.WARNING, text))
+    if (retries := status.backlog.queue["retry"]) > _MANY_RETRIES:
+        reasons = [code for code in status.rejected_last_day if code in (*TRANSIENT_REASONS, ReasonCode.TRUNCATED)]
+        why = f": {', '.join(reasons)}" if reasons else ""
+        found.append((State.WARNING, f"{retries:,} files could not be read and are tried again{why}"))
     if refused := status.backlog.outbox.get("refused", 0):
         found.append((State.WARNING, f"{refused:,} results were refused by a PACS (`cxrbatch outbox list`)"))
     if status.free_mib is not None and status.free_mib < limits.warning_free_mib:
@@ -110,9 +118,13 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
     return found
 
 
-def print_status(settings: Settings, limits: Limits, *, as_json: bool) -> State:
-    """One line for a monitoring system, then details for people; or all of it as JSON. Never raises."""
+def print_status(load: Callable[[], Settings], limits: Limits, *, as_json: bool) -> State:
+    """One line for a monitoring system, then details for people; or all of it as JSON.
+
+    Settings that `load` refuses are UNKNOWN too: exit code 2 would be CRITICAL, and a monitor reads no stderr.
+    """
     try:
+        settings = load()
         with Store.open(settings.db, may_create=False, read_only=True) as store:
             status = read_status(store, settings.db)
     except (StoreDown, Fatal, OSError) as error:

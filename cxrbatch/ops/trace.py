@@ -13,14 +13,14 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from cxrbatch.errors import Fatal
-from cxrbatch.intake.remote import is_remote, normal_url
+from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, outbox
 from cxrbatch.store.queries import FileHistory, StoredPrediction
 from cxrbatch.store.sql import utc_text
 
-__all__ = ["TRACE_VERSION", "print_trace", "trace_of"]
+__all__ = ["TRACE_VERSION", "is_path", "print_trace", "trace_of"]
 
 TRACE_VERSION = 1
 _FILE: tuple[str, ...] = (
@@ -77,13 +77,14 @@ _SENT += ("created_at", "sent_at")
 
 def print_trace(settings: Settings, what: str) -> None:
     """The trace of one path or content as JSON on standard output. Raises Fatal when nothing is known of it."""
-    path = what
-    if is_remote(what):
-        path = normal_url(what)
-    elif "/" in what or Path(what).exists():
-        path = str(Path(what).absolute())
+    path = normal_path(what) if is_path(what) else what
     with Store.open(settings.db, may_create=False, read_only=True) as store:
         print(json.dumps(trace_of(store, path), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def is_path(what: str) -> bool:
+    """Whether this means a file, not the digits of a content."""
+    return "/" in what or Path(what).exists()
 
 
 def trace_of(store: Store, path_or_sha256: str) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import os
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -69,12 +71,25 @@ def run_watch(
         if settings.metrics:
             stack.enter_context(serve_monitor(settings.metrics, metrics, health))
         failpoint("start.locked")
+        heartbeat = Heartbeat(health)
+        signals = stack.enter_context(_signals(heartbeat))
+        before: tuple[Settings, Bundle] | None = None  # what worked until a SIGHUP
         while True:
             listen_to_everything(settings.log_format, logging.DEBUG if verbose else logging.INFO)
-            daemon = Daemon(settings, bundle, roots, once, metrics, health)
-            heartbeat = Heartbeat(daemon.reload, partial(_renewed, load, settings), health)
-            with _signals(daemon, heartbeat):
+            daemon = Daemon(settings, bundle, roots, once, metrics, health, caught=signals.caught)
+            signals.stop = daemon.stop
+            if signals.caught:  # between two daemons
+                daemon.stop.set()
+            heartbeat.begin(daemon.reload, partial(_renewed, load, settings))
+            try:
                 _run_daemon(daemon, heartbeat)
+            except Fatal as fatal:
+                if before is None or health.ready["models"]:
+                    raise
+                # The settings are valid, and cannot be worked with: no such device, an address that is taken, ...
+                log.error("settings_refused", why=str(fatal))
+                (settings, bundle), before = before, None
+                continue
             if daemon.failure is not None:
                 raise daemon.failure
             if daemon.caught:
@@ -82,7 +97,7 @@ def run_watch(
                 return ExitCode.INTERRUPTED if daemon.caught[0] == signal.SIGINT else ExitCode.OK
             if heartbeat.renewed is None:
                 return ExitCode.SOME_REJECTED if daemon.counts.rejected else ExitCode.OK
-            settings, bundle = heartbeat.renewed
+            before, (settings, bundle) = (settings, bundle), heartbeat.renewed
             log.info("settings_renewed")
 
 
@@ -172,15 +187,24 @@ def _start_engine(daemon: Daemon, job_queue: JobQueue, retry: RetryPolicy) -> tu
     return engine, Sink(job_queue.store, job_queue.run.cascade_id, job_queue.record)
 
 
+@dataclass(slots=True)
+class _Signals:
+    """What the signal handlers work on. It outlasts a reload, so that no signal is lost between two daemons."""
+
+    stop: threading.Event
+    caught: list[int] = field(default_factory=list)
+
+
 @contextmanager
-def _signals(daemon: Daemon, heartbeat: Heartbeat) -> Iterator[None]:
+def _signals(heartbeat: Heartbeat) -> Iterator[_Signals]:
     """SIGTERM and SIGINT stop (a second one at once), SIGHUP has the settings read again."""
+    signals = _Signals(threading.Event())
 
     def on_stop(signum: int, _frame: object) -> None:
-        if daemon.caught:
+        if signals.caught:
             os._exit(128 + signum)
-        daemon.caught.append(signum)
-        daemon.stop.set()
+        signals.caught.append(signum)
+        signals.stop.set()
 
     handlers: dict[signal.Signals, Callable[[int, object], None]] = {
         signal.SIGTERM: on_stop,
@@ -189,7 +213,7 @@ def _signals(daemon: Daemon, heartbeat: Heartbeat) -> Iterator[None]:
     }
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
-        yield
+        yield signals
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

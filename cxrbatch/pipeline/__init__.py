@@ -87,7 +87,7 @@ def scan(
     """
     cascade_id = store.cascade_id_of(context.bundle.key(context.settings.exact)) or 0  # 0: no row of it exists yet
     changed = itertools.islice(
-        find_changed(found, store, cascade_id, reprocess, context.counts, context.progress), limit
+        find_changed(found, store, cascade_id, reprocess, context.counts, context.progress, retry=context.retry), limit
     )
     first = next(changed, None)
     if first is None:
@@ -155,11 +155,12 @@ def find_changed(
     counts: Counts,
     progress: Callable[[Counts], None] = lambda counts: None,
     *,
+    retry: RetryPolicy,
     look_only: bool = False,
 ) -> Iterator[FoundFile]:
     """Yield the files whose path, size or mtime is new, or that have no valid outcome from this cascade."""
     while some := list(itertools.islice(found, _LOOK_UP)):
-        unchanged = store.unchanged(some, cascade_id, reprocess, look_only=look_only)
+        unchanged = retry(partial(store.unchanged, some, cascade_id, reprocess, look_only=look_only))
         counts.unchanged += len(unchanged)
         progress(counts)
         if len(unchanged) < len(some):

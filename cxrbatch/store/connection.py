@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -19,13 +20,13 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, StatementError
 
-from cxrbatch.errors import Fatal, StoreDown
+from cxrbatch.errors import ExitCode, Fatal, StoreDown
 from cxrbatch.mounts import MOUNTINFO, is_shared, mount_of, read_mounts
 from cxrbatch.store.database_errors import translated
 
 __all__ = ["StoreDown", "connect", "make_engine", "network_warning", "parse_url", "sqlite_file"]
 
-_BUSY_S = 30  # how long a writer waits for another one
+_BUSY_S = 30  # how long a writer waits for another one, and on Postgres every statement for a lock
 _FROZEN_S = 60  # how long Postgres waits for the next statement of a transaction that writes
 _LONGEST_S = 300  # a whole transaction that writes, from Postgres 17 on
 _SQLITE_MAGIC = b"SQLite format 3\0"
@@ -52,16 +53,16 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise Fatal(f"The database URL cannot be read: {_HINT}.") from None
+        raise Fatal(f"The database URL cannot be read: {_HINT}.", ExitCode.USAGE) from None
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         if parsed.host:
-            raise Fatal(f"A SQLite URL has three slashes, or four before an absolute path: {_HINT}.")
+            raise Fatal(f"A SQLite URL has three slashes, or four before an absolute path: {_HINT}.", ExitCode.USAGE)
         if not parsed.database or parsed.database == ":memory:":
-            raise Fatal(f"The store must be a file, for its rows are to stay: {_HINT}.")
+            raise Fatal(f"The store must be a file, for its rows are to stay: {_HINT}.", ExitCode.USAGE)
         return parsed
-    raise Fatal(f"No store of the kind {parsed.drivername!r}: {_HINT}.")
+    raise Fatal(f"No store of the kind {parsed.drivername!r}: {_HINT}.", ExitCode.USAGE)
 
 
 def sqlite_file(url: URL) -> Path:
@@ -84,16 +85,22 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
         event.listen(engine, "connect", _pragmas)
         event.listen(engine, "begin", _begin)
+        event.listen(engine, "begin", _SameFile(parsed))
         return engine
     try:
         given = {name for name in _LIBPQ if name in parsed.query}
         asked = {name: value for name, value in _LIBPQ.items() if name not in given}
         options = f"{parsed.query.get('options', '')} -c timezone=UTC".strip()
         engine = sa.create_engine(
-            parsed, pool_pre_ping=True, hide_parameters=True, connect_args={**asked, "options": options}
+            parsed,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            # A file name is any text; PGCLIENTENCODING, or a database in SQL_ASCII, would have psycopg take some only.
+            connect_args={**asked, "options": options, "client_encoding": "utf8"},
         )
     except ImportError:
         raise Fatal("A Postgres store needs an extra: pip install 'cxrbatch[postgres]'.") from None
+    event.listen(engine, "connect", _limit_waiting)
     event.listen(engine, "begin", _limit_write_transactions)
     event.listen(engine, "after_cursor_execute", _end_with_a_statement)
     return engine
@@ -177,10 +184,38 @@ def _set_wal(connection: sqlite3.Connection) -> None:
         time.sleep(random.uniform(0.01, 0.05))
 
 
+class _SameFile:
+    """Whether the file of a store is still the one that was opened, asked by each transaction.
+
+    SQLite in WAL mode goes on in a file that was deleted or replaced, and all that it writes is lost.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._path = os.path.abspath(sqlite_file(url))
+        self._inodes_tell = network_warning(url) is None  # elsewhere inode numbers may change
+        self._opened: tuple[int, int] | None = None
+
+    def __call__(self, _connection: Connection) -> None:
+        try:
+            info = os.stat(self._path)
+        except OSError as error:
+            raise StoreDown(f"The store {self._path} is no longer there ({error.strerror}).") from None
+        found = (info.st_dev, info.st_ino) if self._inodes_tell else (0, 0)
+        self._opened = self._opened or found
+        if found != self._opened:
+            raise Fatal(f"The store {self._path} was replaced by another file while it was open: start this again.")
+
+
 def _begin(connection: Connection) -> None:
     # A transaction that starts as a reader and writes later fails with "locked" at once; BEGIN IMMEDIATE waits.
     writes = connection.get_execution_options().get("cxrbatch_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _limit_waiting(connection: Any, _record: object) -> None:
+    # Behind a lock of a program that stands still, reading too would wait for ever, without a word.
+    connection.execute(f"SET lock_timeout = '{_BUSY_S * 1000:.0f}ms'")
+    connection.commit()
 
 
 def _limit_write_transactions(connection: Connection) -> None:

@@ -29,7 +29,7 @@ def translated(error: StatementError, url: URL, busy_s: float) -> Fatal | StoreD
     """The error to raise instead, `from None`: StoreDown if the same transaction may succeed later, else Fatal."""
     if url.drivername.startswith("sqlite"):
         return _sqlite(error, str(url.database), busy_s)
-    return _postgres(error, url)
+    return _postgres(error, url, busy_s)
 
 
 def _sqlite(error: StatementError, path: str, busy_s: float) -> Fatal | StoreDown:
@@ -51,7 +51,7 @@ def _sqlite(error: StatementError, path: str, busy_s: float) -> Fatal | StoreDow
     return _refused(error)
 
 
-def _postgres(error: StatementError, url: URL) -> Fatal | StoreDown:
+def _postgres(error: StatementError, url: URL, busy_s: float) -> Fatal | StoreDown:
     where = f"Postgres at {url.host or url.query.get('host', 'localhost')}"
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
@@ -60,10 +60,14 @@ def _postgres(error: StatementError, url: URL) -> Fatal | StoreDown:
             return _not_connected(error, url, where)
         return _refused(error)
     kind = type(error.orig).__name__
+    if state == "55P03":
+        return StoreDown(f"Another program has held a lock in {where} for over {busy_s:g} s.")
     if state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
         return StoreDown(f"{where} cannot take this now: {kind} (SQLSTATE {state}).")
     if state == "42501":  # "permission denied for table files": names an object, never a row
         return Fatal(f"The database user may not do that: {_first_line(error)}.")
+    if state == "22P05":  # a letter that the database's encoding does not have
+        return Fatal("The database cannot hold every file name: move it to one with ENCODING 'UTF8' (pg_dump).")
     if state in ("42P01", "42703"):
         return Fatal(_NOT_OUR_TABLES)
     return _refused(error)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import sqlalchemy as sa
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.output_file import EarlierOutput, check_target, new_file, starts_with
 from cxrbatch.store.sql import Utc, chunks, utc_text
 from cxrbatch.store.views import RESULT_COLUMNS, results
@@ -42,7 +42,7 @@ def writer_for(path: str) -> Writer:
     writers = {".csv": write_csv, ".jsonl": write_jsonl, ".parquet": write_parquet}
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
-        raise Fatal(f"An export is a .csv, .jsonl or .parquet file, not {path!r}.")
+        raise Fatal(f"An export is a .csv, .jsonl or .parquet file, not {path!r}.", ExitCode.USAGE)
     return writers[suffix]
 
 

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -95,33 +95,44 @@ def prune(
 
     A content that was overwritten is without one since then. One that a reader has reviewed, or that a round holds, is
     kept; with `include_reviewed` it goes with its reviews and its places in closed rounds, and only open rounds keep
-    theirs. audit is append-only: nothing of it goes. Without `really`, only counts.
+    theirs. audit is append-only: nothing of it goes, and each transaction says there how many rows it deleted. Without
+    `really`, only counts.
     """
-    moment = now or datetime.now(UTC)
-    before = moment - timedelta(days=days)
-    gone = sa.and_(files.c.state == str(FileState.MISSING), files.c.missing_since <= before)
     with connect(store.engine) as connection:
+        moment = now or store.now(connection)
+        before = moment - timedelta(days=days)
+        gone = sa.and_(files.c.state == str(FileState.MISSING), files.c.missing_since <= before)
         file_ids = list(connection.execute(select(files.c.id).where(gone)).scalars())
-        orphans = _orphans(before, gone, include_reviewed)
+        orphans = _orphans(connection.dialect.name, before, gone, include_reviewed)
         image_ids = list(connection.execute(orphans).scalars())
         judged = select(sa.func.count()).select_from(reviews).where(reviews.c.image_id.in_(orphans))
         pruned = Pruned(len(file_ids), len(image_ids), connection.execute(judged).scalar_one())
-    if not really or pruned == Pruned(0, 0):
+    if not really:
         return pruned
+    deleted = []
     for page in chunks(file_ids, _PAGE):
         with connect(store.engine, write=True) as connection:
             # Check again: a file may have come back since the query.
-            _delete(connection, files, files.c.id, page, gone)
+            deleted.append(Pruned(_delete(connection, files, files.c.id, page, gone), 0))
+            _note(connection, deleted[-1], days, moment)
     for page in chunks(image_ids, _PAGE):
         with connect(store.engine, write=True) as connection:
-            _forget_images(connection, page, before, include_reviewed)
-    with connect(store.engine, write=True) as connection:
+            deleted.append(_forget_images(connection, page, before, include_reviewed))
+            _note(connection, deleted[-1], days, moment)
+    return Pruned(
+        sum(each.files for each in deleted), sum(each.images for each in deleted), sum(each.reviews for each in deleted)
+    )
+
+
+def _note(connection: Connection, pruned: Pruned, days: int, moment: datetime) -> None:
+    if pruned != Pruned(0, 0):
         detail = json.dumps(asdict(pruned) | {"days": days})
         connection.execute(sa.insert(audit), {"at": moment, "event": "pruned", "detail": detail})
-    return pruned
 
 
-def _orphans(before: datetime, except_for: sa.ColumnElement[bool], include_reviewed: bool) -> sa.Select[int]:
+def _orphans(
+    dialect: str, before: datetime, except_for: sa.ColumnElement[bool], include_reviewed: bool
+) -> sa.Select[int]:
     """Ids of contents that no path has held since `before`, and that no reader needs.
 
     A path for which `except_for` is true does not count: it is about to be forgotten.
@@ -133,36 +144,34 @@ def _orphans(before: datetime, except_for: sa.ColumnElement[bool], include_revie
         kept = [~in_open_round.exists()]
     else:
         kept = [~needed.exists(), ~select(reviews.c.id).where(reviews.c.image_id == images.c.id).exists()]
-    overwritten = select(audit.c.old).where(
-        audit.c.event == "image_changed", audit.c.at > before, audit.c.old.is_not(None)
-    )
-    return select(images.c.id).where(
-        ~held.exists(),
-        *kept,
-        images.c.first_seen <= before,
-        images.c.sha256.not_in(overwritten),
-    )
+    overwritten = (audit.c.event == "image_changed", audit.c.at > before)
+    if dialect == "postgresql":  # which reads a long NOT IN again for each image
+        kept.append(~select(audit.c.id).where(*overwritten, audit.c.old == images.c.sha256).exists())
+    else:  # which reads audit again for each image in a NOT EXISTS
+        kept.append(images.c.sha256.not_in(select(audit.c.old).where(*overwritten, audit.c.old.is_not(None))))
+    return select(images.c.id).where(~held.exists(), *kept, images.c.first_seen <= before)
 
 
-def _forget_images(connection: Connection, page: list[int], before: datetime, include_reviewed: bool) -> None:
+def _forget_images(connection: Connection, page: list[int], before: datetime, include_reviewed: bool) -> Pruned:
     keys = {"keys": bind_keys(connection, page)}
     dialect = connection.dialect.name
-    orphans = _orphans(before, sa.false(), include_reviewed)
-    still = select(images.c.id).where(in_keys(dialect, images.c.id), images.c.id.in_(orphans))
+    still = _orphans(dialect, before, sa.false(), include_reviewed).where(in_keys(dialect, images.c.id))
     ids = list(connection.execute(still, keys).scalars())
+    judged = 0
     if include_reviewed:
         places = select(round_items.c.id).where(in_keys(dialect, round_items.c.image_id))
         item_ids = list(connection.execute(places, {"keys": bind_keys(connection, ids)}).scalars())
         _delete(connection, round_assignments, round_assignments.c.item_id, item_ids)
-        for table in (round_items, review_status, reads, reviews):
+        for table in (round_items, review_status, reads):
             _delete(connection, table, table.c.image_id, ids)
+        judged = _delete(connection, reviews, reviews.c.image_id, ids)
     reported = select(predictions.c.id).where(in_keys(dialect, predictions.c.image_id))
     prediction_ids = list(connection.execute(reported, {"keys": bind_keys(connection, ids)}).scalars())
     _delete(connection, outbox, outbox.c.image_id, ids)
     _delete(connection, scores, scores.c.prediction_id, prediction_ids)
     _delete(connection, predictions, predictions.c.id, prediction_ids)
     _delete(connection, review_leases, review_leases.c.image_id, ids)
-    _delete(connection, images, images.c.id, ids)
+    return Pruned(0, _delete(connection, images, images.c.id, ids), judged)
 
 
 def _delete(
@@ -171,11 +180,11 @@ def _delete(
     column: sa.Column[int],
     keys: list[int],
     condition: sa.ColumnElement[bool] | None = None,
-) -> None:
+) -> int:
     statement = sa.delete(table).where(in_keys(connection.dialect.name, column))
     if condition is not None:
         statement = statement.where(condition)
-    connection.execute(statement, {"keys": bind_keys(connection, keys)})
+    return connection.execute(statement, {"keys": bind_keys(connection, keys)}).rowcount
 
 
 def _damage(connection: Connection) -> list[str]:
@@ -206,7 +215,7 @@ def _stale(connection: Connection) -> list[str]:
     count = connection.execute(select(sa.func.count()).select_from(joined).where(different)).scalar_one()
     wrong += [f"{count} files show another sha256 or UID than their image's row."] if count else []
     shared = select(files.c.image_id).where(files.c.image_id.is_not(None)).group_by(files.c.image_id)
-    marked = select(files.c.image_id).where(files.c.is_copy)
-    unmarked = shared.having(sa.func.count() > 1, files.c.image_id.not_in(marked)).subquery()
+    marks = sa.func.count(sa.case((files.c.is_copy, 1)))
+    unmarked = shared.having(sa.func.count() > 1, marks == 0).subquery()
     count = connection.execute(select(sa.func.count()).select_from(unmarked)).scalar_one()
     return wrong + ([f"{count} contents have several paths, and none of them is marked as a copy."] if count else [])

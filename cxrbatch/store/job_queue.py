@@ -136,9 +136,11 @@ class JobQueue:
         *,
         unlisted: Collection[str] = (),
         unmounted: Collection[str] = (),
+        since: datetime | None = None,
     ) -> int:
         """Mark paths below `roots` that are not in `seen` (path texts) as missing: see Store.mark_missing."""
-        return self.store.mark_missing(self.run.run_id, roots, seen, unlisted=unlisted, unmounted=unmounted)
+        left = {"unlisted": unlisted, "unmounted": unmounted}
+        return self.store.mark_missing(self.run.run_id, roots, seen, since=since, **left)
 
 
 def retry_now(store: Store, reason_code: ReasonCode | None) -> int:

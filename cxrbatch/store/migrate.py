@@ -92,9 +92,22 @@ def is_empty(connection: Connection) -> bool:
 
 def apply(connection: Connection, revision: str = "head") -> None:
     """`upgrade` inside a transaction that the caller owns."""
-    if current_of(connection) is None and not is_empty(connection):
-        raise Fatal(_FOREIGN)
+    if current_of(connection) is None:
+        if not is_empty(connection):
+            raise Fatal(_FOREIGN)
+        _demand_utf8(connection)
     _run("upgrade", connection, revision)
+
+
+def _demand_utf8(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        raise Fatal(
+            f"The encoding of the database is {encoding}, which cannot hold every file name: "
+            "create it with ENCODING 'UTF8' TEMPLATE template0."
+        )
 
 
 def demand_head(connection: Connection) -> None:

@@ -5,7 +5,8 @@ can store. So:
 
 * a path without surrogates and without the two characters `\x` is stored as it is;
 * in any other path, backslashes are doubled and each undecodable byte is written `\xNN`. Such a text always contains
-  `\x`, and the first kind never does: no two paths have the same text.
+  `\x`, and the first kind never does: no two paths have the same text. NUL, which databases do not store and which only
+  keys of buckets have, is written in the same way.
 
 A text over 2,400 bytes of UTF-8 is cut and ends in `\x#` and its own sha256 (a Postgres index entry holds at most
 2,704 bytes). It stays unique, but cannot be converted back to the path.
@@ -22,19 +23,18 @@ __all__ = ["CUT_MARK", "LONGEST", "TextRange", "path_to_text", "plain", "text_to
 LONGEST = 2400  # bytes of UTF-8
 CUT_MARK = "\\x#"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\\\|\\x([0-9a-f]{2})")
 
 
 def path_to_text(path: str) -> str:
     """The text under which a path (as `os.fsdecode` gives it) is stored.
 
-    Raises ValueError for what cannot be a POSIX path: NUL, or surrogates that `os.fsdecode` never makes.
+    Raises ValueError for surrogates that `os.fsdecode` never makes.
     """
     if path.isascii() and len(path) <= LONGEST and "\\x" not in path and "\0" not in path:
         return path  # the usual case, which must be fast: a scan calls this twice per file
-    text = _escaped(path) if "\\x" in path or _SURROGATE.search(path) else path
-    if "\0" in text:
-        raise ValueError("a path holds no NUL")
+    text = _escaped(path) if "\\x" in path or _UNSTORABLE.search(path) else path
     if 4 * len(text) > LONGEST and len(encoded := text.encode()) > LONGEST:
         digest = hashlib.sha256(encoded).hexdigest()
         head = encoded[: LONGEST - len(CUT_MARK) - len(digest)].decode(errors="ignore")
@@ -51,7 +51,7 @@ def text_to_path(text: str) -> str:
         return text
     if CUT_MARK in text:
         raise ValueError("this path was too long to be kept whole")
-    return _ESCAPE.sub(lambda m: chr(0xDC00 + int(m[1], 16)) if m[1] else "\\", text)
+    return _ESCAPE.sub(_unescaped, text)
 
 
 class TextRange(NamedTuple):
@@ -91,11 +91,18 @@ def _after(prefix: str) -> str:
 
 
 def _escaped(path: str) -> str:
-    return _SURROGATE.sub(_escape_byte, path.replace("\\", "\\\\"))
+    return _UNSTORABLE.sub(_escape_byte, path.replace("\\", "\\\\"))
 
 
 def _escape_byte(match: re.Match[str]) -> str:
-    byte = ord(match[0]) - 0xDC00
-    if not 0x80 <= byte <= 0xFF:
+    code = ord(match[0])
+    if code and not 0xDC80 <= code <= 0xDCFF:
         raise ValueError("a surrogate that os.fsdecode never makes")
-    return f"\\x{byte:02x}"
+    return f"\\x{code & 0xFF:02x}"
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    if match[1] is None:
+        return "\\"
+    byte = int(match[1], 16)
+    return chr(0xDC00 + byte) if byte else "\0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,12 +14,11 @@ from sqlalchemy import Connection, Engine, select, update
 
 from cxrbatch.errors import TRANSIENT_REASONS, ReasonCode
 from cxrbatch.failpoints import failpoint
-from cxrbatch.instance_names import first_name_of
 from cxrbatch.store.connection import connect
 from cxrbatch.store.paths import TextRange, path_to_text, text_to_path, under
-from cxrbatch.store.queries import below, in_range
-from cxrbatch.store.schema import FileState, audit, files, images, predictions
-from cxrbatch.store.sql import AnyRow, bind_keys, in_keys
+from cxrbatch.store.queries import ROOTS_AT_ONCE, below, in_range
+from cxrbatch.store.schema import FileState, audit, files, predictions
+from cxrbatch.store.sql import AnyRow, bind_keys, chunks, in_keys
 from cxrbatch.types import FoundFile, to_int64
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "UpToDate",
     "look_up",
     "mark_missing",
-    "note_duplicate_instances",
     "note_mounts",
     "repair",
 ]
@@ -174,46 +172,13 @@ def repair(connection: Connection, up_to_date: UpToDate, cascade_id: int, now: d
         connection.execute(sa.insert(audit), [{"at": now, "event": "returned", "path": path} for path in back])
 
 
-def note_duplicate_instances(
-    connection: Connection, run_id: int, contents: Mapping[str, str | None], now: datetime
-) -> None:
-    """Write one audit row for each path that the receiver made for another data set with a known SOP Instance UID.
-
-    `contents`: sha256 by path text, None if the file could not be decoded. The column `old` is the content of the first
-    data set, if it is known by now.
-    """
-    first_of = {path: first for path in contents if (first := first_name_of(path)) is not None}
-    if not first_of:
-        return
-    dialect = connection.dialect.name
-    noted = select(audit.c.path).where(in_keys(dialect, audit.c.path), audit.c.event == "duplicate_instance")
-    noted_paths = set(connection.execute(noted, {"keys": bind_keys(connection, first_of)}).scalars())
-    known = select(files.c.path, images.c.sha256).join_from(files, images).where(in_keys(dialect, files.c.path))
-    firsts = {"keys": bind_keys(connection, set(first_of.values()))}
-    first_contents = {row.path: row.sha256 for row in connection.execute(known, firsts)}
-    rows = [
-        {
-            "at": now,
-            "event": "duplicate_instance",
-            "path": path,
-            "run_id": run_id,
-            "old": contents.get(first) or first_contents.get(first),
-            "new": contents[path],
-            "detail": "the same SOP Instance UID as " + first.rpartition("/")[2],
-        }
-        for path, first in sorted(first_of.items())
-        if path not in noted_paths
-    ]
-    if rows:
-        connection.execute(sa.insert(audit), rows)
-
-
 def note_mounts(engine: Engine, roots: Sequence[str], mounted: Collection[str], now: datetime) -> frozenset[str]:
     """Record the mount points `mounted`; returns all mount points ever seen at or below `roots`."""
-    known = set[str]()
-    query = select(audit.c.path).where(audit.c.event == "mounted", below(audit.c.path, roots))
+    known, texts = set[str](), set[str]()
+    query = select(audit.c.path).where(audit.c.event == "mounted")
     with connect(engine) as connection:
-        texts = set(connection.execute(query).scalars())
+        for page in chunks(roots, ROOTS_AT_ONCE):
+            texts.update(connection.execute(query.where(below(audit.c.path, page))).scalars())
     for text in texts:
         with suppress(ValueError):  # too long to be stored completely
             known.add(text_to_path(text))
@@ -231,12 +196,16 @@ def mark_missing(
     now: datetime,
     unlisted: Collection[str] = (),
     unmounted: Collection[str] = (),
+    since: datetime | None = None,
 ) -> int:
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
+    older = (
+        [] if since is None else [files.c.first_seen <= since]
+    )  # whole seconds: what this walk's own daemon had is older
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
-    for span in (span for root in roots for span in under(root)):
-        for page in _pages(engine, span):
+    for span in (span for root in roots for span in (_itself(root), *under(root))):
+        for page in _pages(engine, span, *older):
             gone = [path for path in page if path not in hidden and path not in seen]
             if gone:
                 with connect(engine, write=True) as connection:
@@ -244,6 +213,12 @@ def mark_missing(
                     failpoint("missing.before_commit")
                 failpoint("missing.committed")
     return marked
+
+
+def _itself(root: str) -> TextRange:
+    """The row of a root: the problem of a folder that could not be listed, or an object of this name."""
+    text = path_to_text(root)
+    return TextRange(text, text + "\x01", None)
 
 
 class _Below:
@@ -269,7 +244,7 @@ def _shows_something(engine: Engine, point: str, seen: Container[str]) -> bool:
 
 def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool]) -> Iterator[list[str]]:
     """The paths of a range that are not missing, page by page; no transaction stays open between pages."""
-    last = span.low
+    last = ""
     while True:
         query = (
             select(files.c.path)
@@ -288,13 +263,14 @@ def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool])
 
 def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) -> int:
     ended = {"lease_owner": None, "lease_until": None, "next_attempt_at": None}
-    result = connection.execute(
+    statement = (
         update(files)
         .where(in_keys(connection.dialect.name, files.c.path), files.c.state != str(FileState.MISSING))
-        .values(state=str(FileState.MISSING), missing_since=now, **ended),
-        {"keys": bind_keys(connection, paths)},
+        .values(state=str(FileState.MISSING), missing_since=now, **ended)
+        .returning(files.c.path)  # not those that another daemon has marked meanwhile
     )
-    connection.execute(
-        sa.insert(audit), [{"at": now, "event": "missing", "path": path, "run_id": run_id} for path in paths]
-    )
-    return result.rowcount
+    marked = sorted(connection.execute(statement, {"keys": bind_keys(connection, paths)}).scalars())
+    if marked:
+        rows = [{"at": now, "event": "missing", "path": path, "run_id": run_id} for path in marked]
+        connection.execute(sa.insert(audit), rows)
+    return len(marked)

@@ -15,12 +15,13 @@ from sqlalchemy import Connection, Engine, RowMapping, select
 from cxrbatch.store.connection import connect
 from cxrbatch.store.paths import TextRange, path_to_text, under
 from cxrbatch.store.schema import FileState, audit, files, images, models, predictions, reviews, runs, scores
-from cxrbatch.store.sql import AnyRow
+from cxrbatch.store.sql import AnyRow, chunks
 from cxrbatch.store.views import results, whole_results
 from cxrbatch.types import Decision
 
 __all__ = [
     "OTHER_FILE",
+    "ROOTS_AT_ONCE",
     "FileHistory",
     "PathCounts",
     "StoredPrediction",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _PAGE = 1000  # rows fetched at a time, and held in memory
+ROOTS_AT_ONCE = 200  # in one statement. SQLite nests conditions at most 1,000 deep, and a shell's * names any number.
 #: Sort column, and whether descending; the order of equal values is undefined.
 _ORDERS = {"surest": ("confidence", True), "least sure": ("confidence", False), "newest": ("processed_at", True)}
 _SHA256 = re.compile(r"[0-9a-f]{6,64}")
@@ -191,18 +193,15 @@ def _image(connection: Connection, file: RowMapping) -> FileHistory:
         )
     ]
     image = rows(select(images).where(images.c.id == file["image_id"]))
-    twins = rows(
-        select(files.c.path)
-        .where(files.c.image_id == file["image_id"], files.c.path != file["path"])
-        .order_by(files.c.path)
-    )
+    twins = select(files.c.path).where(files.c.image_id == file["image_id"], files.c.path != file["path"])
     return FileHistory(
         result=rows(select(results).where(results.c.path == file["path"]))[0],
         file=file,
         image=image[0] if image else None,
         predictions=reported,
         reviews=rows(select(reviews).where(reviews.c.image_id == file["image_id"]).order_by(reviews.c.id)),
-        same_image=[row["path"] for row in twins],
+        # without an image, `== None` would be IS NULL: every other rejected file
+        same_image=[row["path"] for row in rows(twins.order_by(files.c.path))] if image else [],
         history=rows(select(audit).where(audit.c.path == file["path"]).order_by(audit.c.id)),
     )
 
@@ -219,14 +218,16 @@ class PathCounts:
 
 
 def count_paths(engine: Engine, roots: Sequence[str] = ()) -> PathCounts:
-    """Numbers of paths by state, in the whole store or below some folders."""
+    """Numbers of paths by state, in the whole store or below some folders, none of which lies in another."""
     result = PathCounts()
     with connect(engine) as connection:
-        if roots:
+        if len(roots) <= ROOTS_AT_ONCE and roots:
             elsewhere = select(files.c.id).where(sa.not_(below(files.c.path, roots))).limit(1)
             # If no path is elsewhere, counting by the indexes gives the same result ten times as fast.
             roots = roots if connection.execute(elsewhere).first() else ()
-        rows = [row for query in _count_queries(roots) for row in connection.execute(query)]
+        pages = list(chunks(roots, ROOTS_AT_ONCE)) or [[]]
+        queries = [query for page in pages for query in _count_queries(page)]
+        rows = [row for query in queries for row in connection.execute(query)]
         for state, label, decision, reason_code, paths in rows:
             _add(result.by_state, state, paths)
             if state == FileState.DONE:

@@ -6,7 +6,7 @@ write to one Postgres wait for each other and never deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -17,10 +17,10 @@ from sqlalchemy import Connection, select
 
 from cxrbatch.errors import TRANSIENT_REASONS, Retry
 from cxrbatch.failpoints import failpoint
+from cxrbatch.instance_names import first_name_of
 from cxrbatch.store.content_rows import image_columns, image_row, prediction_row, score_rows
 from cxrbatch.store.leases import Backoff, owned
 from cxrbatch.store.paths import path_to_text
-from cxrbatch.store.presence import note_duplicate_instances
 from cxrbatch.store.rows import file_row, prediction_columns, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
 from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, insert_new
@@ -101,7 +101,7 @@ def write_outcomes(
         for path, outcome in by_path.items()
         if not isinstance(outcome.rejected, Retry)
     }
-    note_duplicate_instances(connection, run_id, contents, now)
+    _write_duplicate_instances(connection, run_id, contents, now)
     states = [row["state"] for row in rows]
     counted = {str(state): states.count(state) for state in ("done", "rejected", "retry", "waiting")}
     return Recorded(**counted, late=late)
@@ -242,3 +242,37 @@ def _write_changes(
         rows.append({"at": now, "event": "image_changed", "path": path, "old": old.sha256, "new": new})
     if rows:
         connection.execute(sa.insert(audit), [row | {"run_id": run_id} for row in rows])
+
+
+def _write_duplicate_instances(
+    connection: Connection, run_id: int, contents: Mapping[str, str | None], now: datetime
+) -> None:
+    """Write one audit row for each path that the receiver made for another data set with a known SOP Instance UID.
+
+    `contents`: sha256 by path text, None if the file could not be decoded. The column `old` is the content of the first
+    data set, if it is known by now.
+    """
+    first_of = {path: first for path in contents if (first := first_name_of(path)) is not None}
+    if not first_of:
+        return
+    dialect = connection.dialect.name
+    noted = select(audit.c.path).where(in_keys(dialect, audit.c.path), audit.c.event == "duplicate_instance")
+    noted_paths = set(connection.execute(noted, {"keys": bind_keys(connection, first_of)}).scalars())
+    known = select(files.c.path, images.c.sha256).join_from(files, images).where(in_keys(dialect, files.c.path))
+    firsts = {"keys": bind_keys(connection, set(first_of.values()))}
+    first_contents = {row.path: row.sha256 for row in connection.execute(known, firsts)}
+    rows = [
+        {
+            "at": now,
+            "event": "duplicate_instance",
+            "path": path,
+            "run_id": run_id,
+            "old": contents.get(first) or first_contents.get(first),
+            "new": contents[path],
+            "detail": "the same SOP Instance UID as " + first.rpartition("/")[2],
+        }
+        for path, first in sorted(first_of.items())
+        if path not in noted_paths
+    ]
+    if rows:
+        connection.execute(sa.insert(audit), rows)

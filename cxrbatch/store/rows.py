@@ -120,7 +120,8 @@ def replace_predictions(connection: Connection, pairs: list[tuple[AnyRow, dict[s
             "processed_at": utc_text(old.processed_at),
             "probabilities": {row.label: row.probability for row in numbers},
         }
-        paths = connection.execute(select(files.c.path).where(files.c.prediction_id == old.id)).scalars()
+        shown = select(files.c.path).where(files.c.prediction_id == old.id).order_by(files.c.path)
+        paths = connection.execute(shown).scalars()
         entries = [
             {
                 "at": now,

@@ -93,7 +93,7 @@ class Store:
         return cls(engine, [warning] if warning else [], clock)
 
     def now(self, connection: Connection) -> datetime:
-        """The time that leases use: the server's on Postgres, so that several hosts share one clock."""
+        """The time of all rows: the server's on Postgres, so that several hosts share one clock."""
         if self._given_clock is not None or connection.dialect.name != "postgresql":
             return self._clock()
         moment: datetime = connection.execute(select(sa.func.clock_timestamp())).scalar_one()
@@ -120,7 +120,6 @@ class Store:
         version: str,
     ) -> Run:
         """Record that a run starts, with its settings and cascade. `version` is that of cxrbatch."""
-        now = self._clock()
         model: dict[str, Any] = {
             "name": cascade.name,
             "version": cascade.version,
@@ -128,10 +127,10 @@ class Store:
             "stages": ",".join(cascade.stages),
             "weights_sha256": ",".join(cascade.weights_sha256),
             "manifest_json": cascade.manifest_json,
-            "first_used": now,
         }
         with connect(self.engine, write=True) as connection:
-            insert_new(connection, models, [model])
+            now = self.now(connection)
+            insert_new(connection, models, [model | {"first_used": now}])
             ours = select(models.c.id).where(models.c.manifest_sha256 == cascade.manifest_sha256)
             cascade_id = connection.execute(ours).scalar_one()
             run: dict[str, Any] = {"host": host, "version": version, "device": device, "engine": engine}
@@ -141,8 +140,8 @@ class Store:
 
     def end_run(self, run_id: int, counts: Mapping[str, Any]) -> None:
         """Record that a run ended, with its counts (as JSON)."""
-        ended = {"finished_at": self._clock(), "counts_json": json.dumps(dict(counts))}
         with connect(self.engine, write=True) as connection:
+            ended = {"finished_at": self.now(connection), "counts_json": json.dumps(dict(counts))}
             connection.execute(update(runs).where(runs.c.id == run_id).values(ended))
 
     def cascade_id_of(self, manifest_sha256: str) -> int | None:
@@ -174,7 +173,7 @@ class Store:
             paths |= up_to_date.paths
             if (up_to_date.returned or up_to_date.shown_by_another) and not look_only:
                 with connect(self.engine, write=True) as connection:
-                    presence.repair(connection, up_to_date, cascade_id, self._clock())
+                    presence.repair(connection, up_to_date, cascade_id, self.now(connection))
         return paths
 
     def predicted(self, sha256s: Sequence[str], cascade_id: int) -> set[str]:
@@ -218,17 +217,24 @@ class Store:
         *,
         unlisted: Collection[str] = (),
         unmounted: Collection[str] = (),
+        since: datetime | None = None,
     ) -> int:
         """Set paths below `roots` whose text (path_to_text) is not in `seen` to `missing`; deletes nothing.
 
         Paths below a folder in `unlisted` are left unchanged, since it could not be read. So are paths below a former
-        mount point in `unmounted`, unless a scored image is seen there. Returns how many paths were set.
+        mount point in `unmounted`, unless a scored image is seen there, and those that another program has queued or
+        recorded for the first time since `since`, the time when the walk began. Returns how many paths were set.
         """
-        return presence.mark_missing(self.engine, run_id, roots, seen, self._clock(), unlisted, unmounted)
+        return presence.mark_missing(self.engine, run_id, roots, seen, self.time(), unlisted, unmounted, since)
 
     def note_mounts(self, roots: Sequence[str], mounted: Collection[str]) -> frozenset[str]:
         """Record the mount points `mounted`; returns all mount points ever seen at or below `roots`."""
-        return presence.note_mounts(self.engine, roots, mounted, self._clock())
+        return presence.note_mounts(self.engine, roots, mounted, self.time())
+
+    def time(self) -> datetime:
+        """`now`, in a transaction of its own."""
+        with connect(self.engine) as connection:
+            return self.now(connection)
 
     def holds_identifiers(self) -> bool:
         """Whether any patient ID or accession number is stored, hashed or not."""

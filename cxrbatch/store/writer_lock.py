@@ -35,8 +35,8 @@ def only_writer(url: str) -> Iterator[None]:
     except OSError as error:
         folder = os.path.dirname(store)
         raise Fatal(
-            f"The folder {folder} of the store cannot be written ({error.strerror}): make it, or name another store "
-            "with --db."
+            f"The folder {folder} of the store cannot be written ({error.strerror}): make it or change its "
+            "permissions, or name another store with --db."
         ) from None
     try:
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.normalize import fit_model_input
 from cxrbatch.inference.bundle import Bundle, ModelSpec, Ood, load_bundle
 from cxrbatch.inference.cascade import of_length_one, ood_scores, other_probability
@@ -65,7 +65,7 @@ def calibrate(
     Raises Fatal if a class has no image in the split, and for the test split.
     """
     if split == "test":
-        raise Fatal("Test images choose nothing: calibrate on val, or on a split of your own.")
+        raise Fatal("Test images choose nothing: calibrate on val, or on a split of your own.", ExitCode.USAGE)
     part = bundle / ".part"
     shutil.rmtree(part, ignore_errors=True)
     names = ["manifest.json", *(stage.weights.name for stage in load_bundle(bundle).stages)]

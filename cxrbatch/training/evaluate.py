@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
 from cxrbatch.inference.engines import open_engine
@@ -42,7 +42,7 @@ def evaluate(
     Raises Fatal when nothing can be read, or there is no image of that split.
     """
     if split not in SPLITS:
-        raise Fatal(f"The split '{split}' is none of {', '.join(SPLITS)}.")
+        raise Fatal(f"The split '{split}' is none of {', '.join(SPLITS)}.", ExitCode.USAGE)
     loaded = load_bundle(bundle)
     engine = open_engine("auto", "auto", loaded)
     result: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.training.recipes import Optimiser
 
 __all__ = ["make_optimiser", "move_average", "training_device"]
@@ -16,10 +16,13 @@ __all__ = ["make_optimiser", "move_average", "training_device"]
 def training_device(wanted: str) -> torch.device:
     """The device of a run: "auto" takes a CUDA GPU where PyTorch sees one. Raises Fatal."""
     if wanted not in ("auto", "cpu", "cuda"):
-        raise Fatal(f"The device '{wanted}' is none of auto, cpu, cuda.")
+        raise Fatal(f"The device '{wanted}' is none of auto, cpu, cuda.", ExitCode.USAGE)
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
-        raise Fatal("PyTorch sees no CUDA GPU here: leave --device out, or install a CUDA build of PyTorch.")
+        raise Fatal(
+            "PyTorch sees no CUDA GPU here: leave --device out, or install a CUDA build of PyTorch.",
+            ExitCode.DEVICE_MISSING,
+        )
     return torch.device("cuda" if there and wanted != "cpu" else "cpu")
 
 

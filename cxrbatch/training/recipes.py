@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.types import ModelInputSpec
 
 __all__ = [
@@ -146,7 +146,10 @@ def recipe_file(name_or_file: str | Path) -> Path:
         return given
     if shipped.is_file():
         return shipped
-    raise Fatal(f"There is no recipe '{name_or_file}': give a .toml file or one of {', '.join(shipped_recipes())}.")
+    raise Fatal(
+        f"There is no recipe '{name_or_file}': give a .toml file or one of {', '.join(shipped_recipes())}.",
+        ExitCode.USAGE,
+    )
 
 
 def load_recipe(name_or_file: str | Path) -> Recipe:
