@@ -15,7 +15,7 @@ def test_all_shipped_recipes_load() -> None:
         "best-alveoli",
         "best-covid3",
         "best-disease",
-        "best-disease-int8",
+        "best-disease-144",
         "best-gate",
         "covid3",
         "disease",

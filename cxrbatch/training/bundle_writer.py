@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import FORMAT, ModelSpec, as_written, manifest_digest
+from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import check_logits
 from cxrbatch.types import ModelInputSpec
@@ -186,7 +187,10 @@ def _put(folder: Path, manifest: dict[str, Any], part: dict[str, Any], tensors: 
     weights = folder / f"{part['role']}-{part['sha256'][:12]}.safetensors"
     part["weights"] = weights.name
     os.replace(new_weights, weights)
-    part["check_logits"] = check_logits(_stage(part, weights), TorchEngine("cpu")).round(4).tolist()
+    stage = _stage(part, weights)
+    # What most machines compute: integers differ between engines, other networks take long to convert for OpenVINO.
+    engine = open_engine("auto", "cpu") if stage.int8 else TorchEngine("cpu")
+    part["check_logits"] = check_logits(stage, engine).round(4).tolist()
     others = [p for p in manifest["stages"] if p["role"] != part["role"]]
     manifest["stages"] = sorted([*others, part], key=lambda p: _ROLES.index(p["role"]))
     _put_manifest(folder, manifest)
