@@ -242,9 +242,10 @@ def test_check_of_a_store_that_is_only_behind_is_exit_10(
 def test_a_store_goes_one_step_back_as_the_help_says(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'store.db'}"
     migrate.upgrade(url)
-    done = cxrbatch("--db", url, "db", "downgrade", "-1", cwd=tmp_path)
+    done = cxrbatch("--db", url, "db", "downgrade", "-1", "--yes", cwd=tmp_path)
     assert (done.returncode, migrate.current(url)) == (0, f"{int(migrate.head()) - 1:04}"), done.stderr
-    one_sentence(cxrbatch("--db", url, "db", "downgrade", "--typo", cwd=tmp_path), 1, "--typo")
+    one_sentence(cxrbatch("--db", url, "db", "downgrade", "--typo", "--yes", cwd=tmp_path), 1, "--typo")
+    one_sentence(cxrbatch("--db", url, "db", "downgrade", "base", cwd=tmp_path), 2, "db backup FILE")
 
 
 def test_drop_keeps_no_study_date() -> None:

@@ -255,7 +255,7 @@ def test_what_a_user_can_get_wrong_is_one_sentence_before_any_work(
 def test_a_store_that_is_behind_is_refused_with_the_command_to_run(sqlite_pipeline: Pipeline) -> None:
     image(sqlite_pipeline.cwd / "in/a.png", 1)
     sqlite_pipeline.run("scan", "in")
-    sqlite_pipeline.run("db", "downgrade", "base")
+    sqlite_pipeline.run("db", "downgrade", "base", "--yes")
     (sqlite_pipeline.cwd / "s.db").touch()
     assert sqlite_pipeline.run("db", "upgrade").code == 0
     assert sqlite_pipeline.run("scan", "in").code == 0

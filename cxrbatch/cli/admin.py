@@ -48,10 +48,19 @@ def db_upgrade(revision: Annotated[str, typer.Argument(help="The newest by defau
 
 # Click takes -1 for an option unless unknown ones are arguments.
 @db.command("downgrade", context_settings={"ignore_unknown_options": True})
-def db_downgrade(revision: Annotated[str, typer.Argument(help="For example -1, or base.")]) -> None:
-    """Downgrade the store to an older schema."""
+def db_downgrade(
+    revision: Annotated[str, typer.Argument(help="For example -1, or base.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Really do it.")] = False,
+) -> None:
+    """Downgrade the store to an older schema. What that has no place for is lost: of `base`, everything."""
     from cxrbatch.ops import database
 
+    if not yes:
+        raise Fatal(
+            f"What the schema {revision} has no place for is lost, results and reviews too: make a copy first "
+            "(`cxrbatch db backup FILE`, pg_dump), then add --yes.",
+            ExitCode.USAGE,
+        )
     database.downgrade(options.settings().db, revision)
 
 
