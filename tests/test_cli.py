@@ -36,7 +36,6 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     assert run.stderr == ""
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 @pytest.mark.parametrize("how", ["exec >&- 2>&- <&-", "export PYTHONIOENCODING=ascii"])
 def test_a_closed_stream_and_an_old_encoding_are_no_traceback(how: str, tmp_path: Path) -> None:
     command = f"{how}; exec {sys.executable} -m cxrbatch models list"
@@ -44,6 +43,7 @@ def test_a_closed_stream_and_an_old_encoding_are_no_traceback(how: str, tmp_path
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_a_small_product_wakes_no_threads() -> None:
     program = """
 import os

@@ -6,6 +6,7 @@ import errno
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,16 +127,23 @@ def test_the_limits_of_inotify_are_explained_in_a_sentence(
     trigger.disarm()
 
 
-def test_a_folder_that_was_replaced_is_listened_to_anew(tmp_path: Path) -> None:
-    """The watch of the kernel went away with the old one."""
+@pytest.mark.parametrize("how", ["moved", "deleted", "away for a while"])
+def test_a_folder_that_was_replaced_is_listened_to_anew(how: str, tmp_path: Path) -> None:
+    """The watch of the kernel went away with the old one, whose inode number the new one may have."""
     root = tmp_path / "in"
     root.mkdir()
     trigger = InotifyTrigger(str(root), "never")
     try:
         assert trigger.arm() and not trigger.is_stale()
-        root.rename(tmp_path / "of yesterday")
+        root.rename(tmp_path / "of yesterday") if how == "moved" else root.rmdir()
+        if how == "away for a while":
+            assert trigger.is_stale() and not trigger.arm() and not trigger.is_stale()
         root.mkdir()
-        assert trigger.is_stale() and trigger.arm() and not trigger.is_stale()
+        deadline = time.monotonic() + 20
+        while not trigger.is_stale():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert trigger.arm() and not trigger.is_stale()
         (root / "new").write_text("new")
         assert trigger.fired.wait(10) and str(root / "new") in (trigger.changed() or ())
     finally:

@@ -256,6 +256,8 @@ def test_every_series_is_there_from_the_start_and_at_zero() -> None:
     assert value(text, "root_paused", root="1") == 0
     for statistic in STATISTICS:
         assert math.isnan(value(text, "drift_score", statistic=statistic))
+    for root in ("root0", "root1"):  # a daemon that waits for its store at the start has no full disk
+        assert math.isnan(value(text, "disk_free_bytes", what=root))
     metrics.show_drift(dict.fromkeys(STATISTICS, (0.1, 0.2)))
     before = {key for key in samples(text) if key[0].startswith("cxrbatch_")}
     # Whatever happens, no series is added: labels are closed sets.

@@ -230,4 +230,14 @@ def test_an_unreadable_subfolder_hides_only_what_lies_below_it(
         assert watcher.watcher.folder.unlisted == 1
     watcher.walk()
     assert missing(store) == {str(root / name) for name in ("c", "open/d", "shut/below/b", "shut")}
+
+    def rmdir_first(path: str) -> object:
+        if path.endswith("open"):
+            (root / "open").rmdir()
+        return real(path)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(os, "scandir", rmdir_first)
+        watcher.walk()
+    assert not (root / "open").exists() and watcher.watcher.folder.unlisted == 0, "gone is not unreadable"
     assert [event for event in watcher.said if event != "files_missing"] == ["folders_unreadable", "folders_readable"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from cxrbatch.cli import app
+from cxrbatch.cli import app, main
 from cxrbatch.store import Store
 from cxrbatch.types import Decision
 from store_images import begin, scored_file
@@ -57,6 +59,20 @@ def test_a_path_may_be_written_with_dots(tmp_path: Path, monkeypatch: pytest.Mon
         done = CliRunner().invoke(app, ["--db", url, *words])
         assert done.exit_code == 0, f"{words}: {done.output}"
         assert image in done.stdout + (Path("out.csv").read_text() if os.path.exists("out.csv") else ""), words
+
+
+def test_a_trace_is_json_on_every_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a terminal's encoding does not have is printed as \\xe9, which is no JSON."""
+    url, image = f"sqlite:///{tmp_path / 's.db'}", "/x/é.dcm"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file(image)])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["cxrbatch", "--db", url, "show", "--json", image])
+    with pytest.raises(SystemExit):
+        main()
+    sys.stdout.seek(0)
+    assert json.load(sys.stdout)["files"][0]["file"]["path"] == image
 
 
 def test_no_row_is_a_sentence_and_not_a_bare_heading(tmp_path: Path) -> None:

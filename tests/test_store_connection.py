@@ -128,6 +128,10 @@ def test_a_store_that_is_deleted_or_replaced_while_it_is_open_takes_no_more_rows
         path.rename(elsewhere)
         with pytest.raises(StoreDown, match=r"store\.db is no longer there"):
             store.record(run.run_id, run.cascade_id, [scored_file("/in/a")])
+        store.engine.dispose()  # as for one thread more than there are connections: it opens another one
+        with pytest.raises(StoreDown, match=r"store\.db is no longer there"):
+            store.record(run.run_id, run.cascade_id, [scored_file("/in/a")])
+        assert not path.exists(), "SQLite would make an empty file, and the next start a new store"
         elsewhere.rename(path)
         store.record(run.run_id, run.cascade_id, [scored_file("/in/a")])
         shutil.copy(path, elsewhere)

@@ -7,6 +7,7 @@ import platform
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ import psutil
 import pytest
 from pynetdicom import AE, build_context
 
-from cxrbatch.errors import ExitCode
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import Bundle
 from cxrbatch.ops import daemon as ops_daemon
 from cxrbatch.ops.health import Health
 from cxrbatch.ops.heartbeat import Heartbeat
 from cxrbatch.ops.sd_notify import sd_notify
-from cxrbatch.settings import Settings
+from cxrbatch.settings import SendTo, Settings
 from factories import make_bundle
 from pacs import free_port
 from pipelines import image
@@ -226,6 +227,14 @@ def test_a_reload_that_is_asked_for_during_a_reload_is_not_lost() -> None:
     heartbeat.begin(lambda: None, settings)
     heartbeat.heartbeat()
     assert len(read) == 2
+
+
+def test_an_extra_that_is_missing_is_a_setting_that_cannot_be_worked_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a reload goes on with the old settings."""
+    monkeypatch.setitem(sys.modules, "cxrbatch.ops.dispatch", None)  # as without highdicom
+    settings = Settings(send_to=[SendTo(name="pacs", url="dicom://A@127.0.0.1:104")])
+    with pytest.raises(Fatal, match=r"cxrbatch\[dicom\]"):
+        ops_daemon.start_dispatch(ops_daemon.Daemon(settings, None, [], False), None)  # type: ignore[arg-type]
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(place: Place) -> None:

@@ -181,7 +181,9 @@ def _run(task: DecodeTask, file: FoundFile) -> DecodedImage | Rejected:
     except Rejected as rejected:
         return rejected
     except MemoryError:
-        return Rejected(ReasonCode.DECODER_OUT_OF_MEMORY, "Decoding needs more than worker_memory_mib.")
+        return Rejected(
+            ReasonCode.DECODER_OUT_OF_MEMORY, "Decoding needs more than worker_memory_mib (or `ulimit -v`) allows."
+        )
     except BaseException as error:  # some codecs raise BaseException on damage
         unexpected.report(error)
         return Rejected(

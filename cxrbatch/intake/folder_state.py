@@ -163,7 +163,8 @@ class FolderState:
         yield from (file for file in stat_errors if file.problem and file.problem.reason_code == ReasonCode.UNREADABLE)
         if len(seen):
             self._device = device
-        self._walked, self.unlisted = True, len(unlisted)
+        vanished = {one.path for one in stat_errors if one.problem and one.problem.reason_code == ReasonCode.VANISHED}
+        self._walked, self.unlisted = True, len(set(unlisted) - vanished)
         if self._device is not None:
             unmounted = self.known_mounts - self._mount_points(self.root)
             self._forget(Gone(seen, tuple(unlisted), tuple(sorted(unmounted))))

@@ -117,13 +117,15 @@ class InotifyTrigger:
 
     def is_stale(self) -> bool:
         """Whether `arm` is due again: another folder has this name, a mount came or went, or watches did."""
+        if self._observer is not None and not all(emitter.is_alive() for emitter in self._observer.emitters):
+            return True  # they end with their folder; a new one may have its inode number
         return self._armed_for is not None and self._armed_for != self._look()
 
     def _look(self) -> object:
         try:
             info = None if is_remote(self.root) else os.stat(self.root)
         except OSError:
-            return None
+            return "away"
         mounts = frozenset() if info is None else mount_points_below(self.root, self._mountinfo)
         out_of_watches = self._observer is not None and _out_of_watches(self.root)
         return info and (info.st_dev, info.st_ino), mounts, out_of_watches

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cxrbatch import unexpected
 from cxrbatch.decoding.decode_worker import kill_workers
-from cxrbatch.errors import ExitCode
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import Bundle
 from cxrbatch.intake.folder_state import FolderState, Schedule
 from cxrbatch.intake.inotify import InotifyTrigger
@@ -147,10 +147,13 @@ def start_receiver(daemon: Daemon, stack: ExitStack) -> None:
 
 
 def start_dispatch(daemon: Daemon, store: Store) -> Dispatch | None:
-    """The threads that send results, where the settings name a destination."""
+    """The threads that send results, where the settings name a destination. Raises Fatal if these cannot be used."""
     if not daemon.settings.send_to:
         return None
-    from cxrbatch.ops.dispatch import Dispatch  # needs the extra `dicom`
+    try:
+        from cxrbatch.ops.dispatch import Dispatch
+    except ModuleNotFoundError:
+        raise Fatal("The setting send_to needs an extra: pip install 'cxrbatch[dicom]'.") from None
 
     dispatch = Dispatch(daemon.settings, store, daemon.stop, daemon.fail)
     dispatch.start()

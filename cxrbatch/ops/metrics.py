@@ -71,8 +71,10 @@ class ReceiverMetrics:
         self.disk_free = self._gauge(
             "disk_free_bytes",
             "Free on the disk of a SQLite store and of each folder (root0, …); NaN where it is not known.",
-            what=[f"root{index}" for index in range(roots)],
+            what=[],
         )
+        for index in range(roots):
+            self.show_disk(f"root{index}", None)
         self.registry.register(_UnexpectedErrors())
         ProcessCollector(registry=self.registry)
 

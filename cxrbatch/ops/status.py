@@ -104,7 +104,7 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
                 age = _ago(moment - root["last_walk"])
                 found.append((State.WARNING, f"the folder {plain(root['folder'])} was last walked {age} ago"))
             if unlisted := root.get("unlisted", 0):
-                text = f"{unlisted:,} folders in {plain(root['folder'])} cannot be listed: what is in them is not seen"
+                text = f"{unlisted:,} folders in {plain(root['folder'])} cannot be listed: allow it, or `exclude` them"
                 found.append((State.WARNING, text))
     if (retries := status.backlog.queue["retry"]) > _MANY_RETRIES:
         reasons = [code for code in status.rejected_last_day if code in (*TRANSIENT_REASONS, ReasonCode.TRUNCATED)]

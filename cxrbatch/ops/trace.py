@@ -79,7 +79,7 @@ def print_trace(settings: Settings, what: str) -> None:
     """The trace of one path or content as JSON on standard output. Raises Fatal when nothing is known of it."""
     path = normal_path(what) if is_path(what) else what
     with Store.open(settings.db, may_create=False, read_only=True) as store:
-        print(json.dumps(trace_of(store, path), indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(trace_of(store, path), indent=2, allow_nan=False))
 
 
 def is_path(what: str) -> bool:

@@ -83,9 +83,11 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
             return frozen
         _look_at_file(sqlite_file(parsed), may_create)
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
+        same_file = _SameFile(parsed)
+        event.listen(engine, "do_connect", same_file.before_connect)
         event.listen(engine, "connect", _pragmas)
         event.listen(engine, "begin", _begin)
-        event.listen(engine, "begin", _SameFile(parsed))
+        event.listen(engine, "begin", same_file)
         return engine
     try:
         given = {name for name in _LIBPQ if name in parsed.query}
@@ -195,7 +197,12 @@ class _SameFile:
         self._inodes_tell = network_warning(url) is None  # elsewhere inode numbers may change
         self._opened: tuple[int, int] | None = None
 
-    def __call__(self, _connection: Connection) -> None:
+    def before_connect(self, *_: object) -> None:
+        """SQLite would make an empty file where the store was deleted."""
+        if self._opened is not None:
+            self()
+
+    def __call__(self, *_: object) -> None:
         try:
             info = os.stat(self._path)
         except OSError as error:

@@ -61,8 +61,7 @@ def grad_cam(net: FeatureNetwork, x: Tensor, targets: Tensor) -> Tensor:
 def explain(file: Path, bundle: Path, out: Path) -> None:
     """Write a PNG: the image as the disease network gets it, and the same under its Grad-CAM.
 
-    Raises Fatal when the image or the bundle cannot be used, or `out` is something else than an earlier such PNG, and
-    OSError when the image cannot be read.
+    Raises Fatal when the image or the bundle cannot be used, or `out` is something else than an earlier such PNG.
     """
     check_target(out, _earlier)
     loaded = load_bundle(bundle)
