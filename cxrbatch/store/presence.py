@@ -200,9 +200,8 @@ def mark_missing(
 ) -> int:
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
-    older = (
-        [] if since is None else [files.c.first_seen <= since]
-    )  # whole seconds: what this walk's own daemon had is older
+    # What this walk's own daemon queued in the second in which it began is older: times have whole seconds.
+    older = [] if since is None else [files.c.first_seen <= since]
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
     for span in (span for root in roots for span in (_itself(root), *under(root))):
         for page in _pages(engine, span, *older):
@@ -244,11 +243,10 @@ def _shows_something(engine: Engine, point: str, seen: Container[str]) -> bool:
 
 def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool]) -> Iterator[list[str]]:
     """The paths of a range that are not missing, page by page; no transaction stays open between pages."""
-    last = ""
     while True:
         query = (
             select(files.c.path)
-            .where(files.c.path > last, in_range(files.c.path, span))
+            .where(in_range(files.c.path, span))
             .where(files.c.state != str(FileState.MISSING), *conditions)
             .order_by(files.c.path)
             .limit(_PAGE)
@@ -258,7 +256,7 @@ def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool])
         if not page:
             return
         yield page
-        last = page[-1]
+        span = span._replace(low=page[-1] + "\x01")  # SQLite looks up one lower bound only; no text has a NUL
 
 
 def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) -> int:
