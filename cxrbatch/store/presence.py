@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -221,12 +221,15 @@ def _itself(root: str) -> TextRange:
 
 
 class _Below:
-    """The path texts below some folders."""
+    """The path texts below some folders, and those of the folders: the name of an object may be scanned as one."""
 
-    def __init__(self, folders: Iterable[str]) -> None:
+    def __init__(self, folders: Collection[str]) -> None:
+        self._folders = {path_to_text(folder) for folder in folders}
         self._prefixes = {span.low: span.escaped for folder in folders for span in under(folder)}
 
     def __contains__(self, text: str) -> bool:
+        if text in self._folders:
+            return True
         end = len(text) if self._prefixes else 0
         while (end := text.rfind("/", 0, end)) >= 0:
             prefix = text[: end + 1]
