@@ -229,7 +229,7 @@ def test_names_from_hell_are_rows_in_every_export(sqlite_pipeline: Pipeline) -> 
     [
         (["scan", "nowhere"], 1, "cannot be read"),
         (["scan", "in", "--csv", "/nowhere/out.csv"], 1, "cannot be written"),
-        (["--db", "oracle://x", "scan", "in"], 1, "sqlite:///"),
+        (["--db", "oracle://x", "scan", "in"], 2, "sqlite:///"),
         (["--db", "sqlite:////nowhere/x.db", "scan", "in"], 1, "folder"),
         (["--db", "postgresql://localhost:1/x", "scan", "in"], 1, "Postgres"),
         (["-c", "bad.toml", "scan", "in"], 2, "Unknown setting 'colour'"),
