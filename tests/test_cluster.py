@@ -215,7 +215,7 @@ def test_no_room_and_another_bundle_are_one_sentence(
             holding = [ray.remote(num_cpus=1)(hold).remote(sign, 600) for sign in signs]
             while not all(sign.exists() for sign in signs):
                 time.sleep(0.1)
-            job = Job(settings, Identifiers(mode="drop"), (str(tmp_path / "in"),), run, key, ())
+            job = Job(settings, Identifiers(mode="drop"), (str(tmp_path / "in"),), run, key)
             found = discover([str(tmp_path / "in")], Wanted())
             distribute(ray, found, store, job, Counts(), lambda counts: None, threading.Event(), placed_s=placed_s)
             del holding
@@ -246,7 +246,7 @@ def test_a_node_without_the_folder_takes_no_file(store_url: str, bundle: Path, t
     for left in (True, False):  # there but not mounted, and not there
         if not left:
             (tmp_path / "share").rmdir()
-        runner = Runner(Job(settings, Identifiers("drop"), roots, run, loaded.key(settings.exact), folders))
+        runner = Runner(Job(settings, Identifiers("drop"), roots, run, loaded.key(settings.exact), folders=folders))
         while not runner.status().finished:
             time.sleep(0.01)
         assert "share is missing or empty on" in runner.status().error

@@ -35,8 +35,8 @@ class Job:
     roots: tuple[str, ...]
     run: Run
     bundle_key: str
-    folders: tuple[str, ...]  # that are not empty where the scan was started, and so must not be on a node
-    version: str = __version__  # of cxrbatch
+    version: str = __version__  # of cxrbatch; a node with another one must find it here
+    folders: tuple[str, ...] = ()  # that are not empty where the scan was started, and so must not be on a node
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ def run_scan(
             else:
                 runs.append(retry(partial(begin_run, store, settings, bundle, None)))
                 key = bundle.key(settings.exact)
-                job = Job(settings, identifiers, tuple(roots), runs[0], key, folders_of(roots))
+                job = Job(settings, identifiers, tuple(roots), runs[0], key, folders=folders_of(roots))
                 distribute(nodes, found, store, job, counts, progress, stop)
         if counts.complete and counts.found:  # an empty root may be a lost share
             if not runs:
