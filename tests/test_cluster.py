@@ -22,7 +22,7 @@ from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover
 from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
-from cxrbatch.ops.cluster_runner import Job, Runner, job_queue_of
+from cxrbatch.ops.cluster_runner import Job, Runner, folders_of, job_queue_of
 from cxrbatch.ops.scan import Exports, run_scan
 from cxrbatch.ops.setup import begin_run
 from cxrbatch.pipeline import Counts
@@ -174,7 +174,8 @@ def test_a_path_that_the_store_cannot_hold_whole_ends_as_a_row(
     os.makedirs(deep)
     (deep / "long.png").write_bytes(b"no node reads it")
     settings = settings_of(tmp_path, bundle, store_url)
-    assert scan(settings, folder, ray=nodes.address) == ExitCode.SOME_REJECTED
+    (tmp_path / "new").mkdir()  # empty, which does not mean that the nodes lack it
+    assert scan(settings, folder, tmp_path / "new", ray=nodes.address) == ExitCode.SOME_REJECTED
     states = "SELECT state, reason_code FROM files ORDER BY state"
     assert ask(store_url, states) == [("done", None), ("retry", "unreadable")]
 
@@ -237,10 +238,15 @@ def test_a_node_without_the_folder_takes_no_file(store_url: str, bundle: Path, t
         run = begin_run(store, settings, loaded, None)
         files = [FoundFile(f"{tmp_path}/share/{i}.png", 1, 1, 1) for i in range(3)]
         job_queue_of(store, run, settings).offer(files, inodes_tell=False)
-    for made in (False, True):  # not there, and there but not mounted
-        if made:
-            (tmp_path / "share").mkdir()
-        runner = Runner(Job(settings, Identifiers("drop"), (f"{tmp_path}/share",), run, loaded.key(settings.exact)))
+    image(tmp_path / "share/0.png", 1)
+    (tmp_path / "new").mkdir()  # nothing came into it yet, on any machine
+    roots = (f"{tmp_path}/new", f"{tmp_path}/share/0.png", "s3://b/p")
+    folders = folders_of(roots)
+    (tmp_path / "share/0.png").unlink()
+    for left in (True, False):  # there but not mounted, and not there
+        if not left:
+            (tmp_path / "share").rmdir()
+        runner = Runner(Job(settings, Identifiers("drop"), roots, run, loaded.key(settings.exact), folders=folders))
         while not runner.status().finished:
             time.sleep(0.01)
         assert "share is missing or empty on" in runner.status().error

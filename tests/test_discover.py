@@ -11,6 +11,8 @@ import pytest
 
 from cxrbatch.errors import Fatal, ReasonCode
 from cxrbatch.intake.discover import Wanted, count_names, discover, roots_of
+from cxrbatch.ops.setup import wanted_of
+from cxrbatch.settings import Settings
 
 ALL = Wanted(ignore_suffixes=(".part",))
 
@@ -85,6 +87,13 @@ def test_include_and_exclude_match_the_name_or_the_path_below_the_root(tmp_path:
         (tmp_path / name).write_bytes(b"x")
     assert set(found(tmp_path, Wanted(include=("*.dcm",)))) == {"one.dcm", "a/two.dcm"}
     assert set(found(tmp_path, Wanted(exclude=("a/*",)))) == {"one.dcm"}
+
+
+def test_what_we_write_ourselves_is_not_scanned_however_it_is_named() -> None:
+    settings = Settings(db="sqlite://///in/x/../s.db", id_key_file="//in/key")
+    wanted = wanted_of(settings, ["//in/x/../out.csv"])
+    ours = ("out.csv", "key", "s.db", "s.db-wal")
+    assert [name for name in (*ours, "a.dcm") if wanted.wants(f"/in/{name}", "/in")] == ["a.dcm"]
 
 
 def test_a_file_can_be_a_root_and_nested_roots_count_once(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import pytest
@@ -351,12 +351,20 @@ def test_what_another_daemon_has_queued_since_the_walk_began_is_not_missing(
     assert states(store) == {"/in/a": "missing", "/in/b": "waiting"}
 
 
+class SlowClock(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime.now(tz) - timedelta(hours=1)
+
+
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
-def test_a_machine_whose_clock_is_slow_takes_no_file_for_an_older_one(store_url: str) -> None:
+def test_a_machine_whose_clock_is_slow_takes_no_file_for_an_older_one(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Store.open(store_url) as store:
         before = begin(store)
         store.record(before.run_id, before.cascade_id, [scored_file("/in/a")])
-        store._clock = lambda: datetime.now(UTC) - timedelta(hours=1)
+        monkeypatch.setattr("cxrbatch.store.store.datetime", SlowClock)
         scan = begin(store)
         another = replace(found("/in/a"), size=2, mtime_ns=1)  # put back from a backup, say
         outcome = replace(scored_file("/in/a", "COVID19", content="another"), file=another)

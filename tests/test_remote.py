@@ -162,6 +162,10 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
     states = scanner.states()
     assert states.pop("") == ("missing", "unreadable"), "the folder's own row is no file that stays unreadable"
     assert len(states) == 10 and set(states.values()) == {("rejected", "not_an_image")}
+    answers = iter([None])  # to the question whether the object can be listed at all; 404 from then on
+    proxy.fault = lambda method, path: next(answers, 404) if "list-type" in path else None
+    scanner.scan(f"{root}/0007.dcm")
+    assert scanner.states()["0007.dcm"] == ("rejected", "not_an_image"), "nobody knows whether it is gone"
 
 
 def test_an_object_that_another_program_recorded_during_the_listing_is_not_missing(

@@ -219,6 +219,30 @@ def test_what_is_gone_is_missing_and_may_return(store: Store, run: Run) -> None:
     assert [event for event, path in events(store) if path == "/in/a"] == ["missing", "returned"]
 
 
+def test_what_is_gone_is_looked_for_from_its_folder_on(store: Store, run: Run) -> None:
+    def steps() -> int:
+        count = 0
+
+        def step() -> int:
+            nonlocal count
+            count += 1
+            return 0
+
+        with store.engine.connect() as connection:
+            dbapi: Any = connection.connection.dbapi_connection
+        dbapi.set_progress_handler(step, 1)
+        assert store.mark_missing(run.run_id, ["/in"], {"/in/a"}) == 0
+        dbapi.set_progress_handler(None, 1)
+        return count
+
+    if store.engine.dialect.name != "sqlite":
+        pytest.skip("Postgres looks up the narrower of two bounds")
+    record(store, run, reject("/in/a"))
+    before = steps()
+    record(store, run, *(reject(f"/a/{i}") for i in range(300)))
+    assert steps() < before + 50
+
+
 def test_reprocessing_replaces_only_when_asked_and_keeps_the_old_numbers(store: Store, run: Run) -> None:
     record(store, run, scored_file("/a", "NORMAL"), linked("/b", "/a"), scored_file("/same"))
     again = begin(store)

@@ -113,8 +113,9 @@ def test_a_uid_or_a_sha256_is_looked_up_through_the_view(store: Store) -> None:
         lambda store, run: store.mark_missing(run.run_id, ["/"], set()),
         lambda store, run: store.everything_about("/a") + store.everything_about(image("/a").sha256),
         lambda store, run: list(store.results(roots=["/x"])),
+        lambda store, run: store.counts([f"/x/{i}" for i in range(201)]),
     ],
-    ids=["unchanged", "predicted", "record", "replace", "mark_missing", "everything_about", "results"],
+    ids=["unchanged", "predicted", "record", "replace", "mark_missing", "everything_about", "results", "counts"],
 )
 def test_the_statements_of_the_pipeline_look_up_what_they_name(store: Store, act: Callable[[Store, Any], Any]) -> None:
     run = begin(store)

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from cxrbatch.pipeline import Context, Counts, Sink
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Run, Store
 
-__all__ = ["Job", "Runner", "Status", "job_queue_of"]
+__all__ = ["Job", "Runner", "Status", "folders_of", "job_queue_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Job:
     roots: tuple[str, ...]
     run: Run
     bundle_key: str
-    version: str = __version__  # of cxrbatch
+    version: str = __version__  # of cxrbatch; a node with another one must find it here
+    folders: tuple[str, ...] = ()  # that are not empty where the scan was started, and so must not be on a node
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,10 @@ class Runner:
             raise Fatal(f"The bundle {settings.cascade} is another one here: install the same files on every node.")
         if job.version != __version__:
             raise Fatal(f"cxrbatch {__version__} is installed here, not {job.version}: install the same on every node.")
-        for root in job.roots:
-            if not is_remote(root) and not _holds_something(root):
+        for folder in job.folders:
+            if not _holds_something(folder):
                 raise Fatal(
-                    f"{root} is missing or empty on {socket.gethostname()}: mount it on every node under this path."
+                    f"{folder} is missing or empty on {socket.gethostname()}: mount it on every node under this path."
                 )
         retry = RetryPolicy(forever=True, stop=self._stop)
         with retry(partial(Store.open, settings.db, may_create=False)) as store:
@@ -110,13 +112,20 @@ class Runner:
                     job_queue.release()
 
 
-def _holds_something(root: str) -> bool:
-    """Whether a folder or file is there. A node without it would end all files as `vanished`, faster than any works."""
+def folders_of(roots: Sequence[str]) -> tuple[str, ...]:
+    """What a node must have for these roots: folders that are not empty here, and those of files that are named.
+
+    A node without them would end all files as `vanished`, faster than any other works.
+    """
+    local = (root for root in roots if not is_remote(root))
+    folders = {root if os.path.isdir(root) else os.path.dirname(root) for root in local}
+    return tuple(folder for folder in sorted(folders) if _holds_something(folder))
+
+
+def _holds_something(folder: str) -> bool:
     try:
-        with os.scandir(root) as entries:
+        with os.scandir(folder) as entries:
             return any(True for _ in entries)
-    except NotADirectoryError:
-        return True
     except OSError:
         return False
 

@@ -15,6 +15,7 @@ from cxrbatch import __version__
 from cxrbatch.inference.bundle import Bundle
 from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.intake.discover import Wanted
+from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.key_file import key_file_of
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import CascadeIdentity, Run, Store
@@ -54,11 +55,11 @@ def engine_description(engine: InferenceEngine) -> str:
 
 def wanted_of(settings: Settings, exports: Sequence[str] = ()) -> Wanted:
     """Which names are included; our own store, key file and exports are not, even inside a scanned folder."""
-    ours = [os.path.abspath(path) for path in exports]
-    ours += [str(key_file_of(settings))]
+    ours = [normal_path(path) for path in exports]
+    ours += [normal_path(str(key_file_of(settings)))]
     url = parse_url(settings.db)
     if url.drivername.startswith("sqlite"):
-        database = os.path.abspath(sqlite_file(url))
+        database = normal_path(str(sqlite_file(url)))
         ours += [database + suffix for suffix in ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)]
     return Wanted(tuple(settings.include), tuple(settings.exclude), tuple(settings.ignore_suffixes), frozenset(ours))
 

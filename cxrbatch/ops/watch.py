@@ -47,7 +47,6 @@ from cxrbatch.ops.setup import begin_run, engine_description
 from cxrbatch.pipeline import Context, Sink
 from cxrbatch.settings import Settings
 from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Store, StoreDown, only_writer
-from cxrbatch.store.connection import connect
 
 __all__ = ["run_watch"]
 
@@ -161,8 +160,6 @@ def _begin(daemon: Daemon, store: Store) -> JobQueue:
     settings = daemon.settings
     run = begin_run(store, settings, daemon.bundle, None)
     failpoint("start.run_begun")
-    with connect(store.engine) as connection:
-        now = store.now(connection)
     backoff = Backoff(settings.retry_first_s, settings.retry_most_s, settings.truncated_tries)
     return JobQueue(
         store,
@@ -171,7 +168,7 @@ def _begin(daemon: Daemon, store: Store) -> JobQueue:
         settings.lease_s,
         backoff,
         daemon.metrics.count,
-        retries_due_by=now if daemon.once else None,
+        retries_due_by=store.time() if daemon.once else None,
     )
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -92,7 +91,9 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
     try:
         given = {name for name in _LIBPQ if name in parsed.query}
         asked = {name: value for name, value in _LIBPQ.items() if name not in given}
-        options = f"{parsed.query.get('options', '')} -c timezone=UTC".strip()
+        # Behind a lock of a program that stands still, reading too would wait for ever, without a word.
+        waiting = f"-c lock_timeout={_BUSY_S * 1000:.0f}"
+        options = f"{waiting} {parsed.query.get('options', '')} -c timezone=UTC"
         engine = sa.create_engine(
             parsed,
             pool_pre_ping=True,
@@ -102,7 +103,6 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         )
     except ImportError:
         raise Fatal("A Postgres store needs an extra: pip install 'cxrbatch[postgres]'.") from None
-    event.listen(engine, "connect", _limit_waiting)
     event.listen(engine, "begin", _limit_write_transactions)
     event.listen(engine, "after_cursor_execute", _end_with_a_statement)
     return engine
@@ -217,12 +217,6 @@ def _begin(connection: Connection) -> None:
     # A transaction that starts as a reader and writes later fails with "locked" at once; BEGIN IMMEDIATE waits.
     writes = connection.get_execution_options().get("cxrbatch_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _limit_waiting(connection: Any, _record: object) -> None:
-    # Behind a lock of a program that stands still, reading too would wait for ever, without a word.
-    connection.execute(f"SET lock_timeout = '{_BUSY_S * 1000:.0f}ms'")
-    connection.commit()
 
 
 def _limit_write_transactions(connection: Connection) -> None:

@@ -29,7 +29,7 @@ def translated(error: StatementError, url: URL, busy_s: float) -> Fatal | StoreD
     """The error to raise instead, `from None`: StoreDown if the same transaction may succeed later, else Fatal."""
     if url.drivername.startswith("sqlite"):
         return _sqlite(error, str(url.database), busy_s)
-    return _postgres(error, url, busy_s)
+    return _postgres(error, url)
 
 
 def _sqlite(error: StatementError, path: str, busy_s: float) -> Fatal | StoreDown:
@@ -51,7 +51,7 @@ def _sqlite(error: StatementError, path: str, busy_s: float) -> Fatal | StoreDow
     return _refused(error)
 
 
-def _postgres(error: StatementError, url: URL, busy_s: float) -> Fatal | StoreDown:
+def _postgres(error: StatementError, url: URL) -> Fatal | StoreDown:
     where = f"Postgres at {url.host or url.query.get('host', 'localhost')}"
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
@@ -61,7 +61,7 @@ def _postgres(error: StatementError, url: URL, busy_s: float) -> Fatal | StoreDo
         return _refused(error)
     kind = type(error.orig).__name__
     if state == "55P03":
-        return StoreDown(f"Another program has held a lock in {where} for over {busy_s:g} s.")
+        return StoreDown(f"Another program has held a lock in {where} for too long.")
     if state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
         return StoreDown(f"{where} cannot take this now: {kind} (SQLSTATE {state}).")
     if state == "42501":  # "permission denied for table files": names an object, never a row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -67,14 +67,13 @@ def read_outcomes(store: Store, cascade_id: int, span: Span, limit: int) -> Sequ
 def accept_days(store: Store, span: Span, images: int) -> None:
     """Write down that these days are normal: later ones are compared with them. Raises StoreDown."""
     row = {
-        "at": datetime.now(UTC),
         "event": _EVENT,
         "old": span.since.isoformat(),
         "new": span.until.isoformat(),
         "detail": json.dumps({"images": images}),
     }
     with connect(store.engine, write=True) as connection:
-        connection.execute(sa.insert(audit), row)
+        connection.execute(sa.insert(audit), row | {"at": store.now(connection)})
 
 
 def accepted_days(store: Store) -> Span | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -200,9 +200,8 @@ def mark_missing(
 ) -> int:
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
-    older = (
-        [] if since is None else [files.c.first_seen <= since]
-    )  # whole seconds: what this walk's own daemon had is older
+    # What this walk's own daemon queued in the second in which it began is older: times have whole seconds.
+    older = [] if since is None else [files.c.first_seen <= since]
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
     for span in (span for root in roots for span in (_itself(root), *under(root))):
         for page in _pages(engine, span, *older):
@@ -222,12 +221,15 @@ def _itself(root: str) -> TextRange:
 
 
 class _Below:
-    """The path texts below some folders."""
+    """The path texts below some folders, and those of the folders: the name of an object may be scanned as one."""
 
-    def __init__(self, folders: Iterable[str]) -> None:
+    def __init__(self, folders: Collection[str]) -> None:
+        self._folders = {path_to_text(folder) for folder in folders}
         self._prefixes = {span.low: span.escaped for folder in folders for span in under(folder)}
 
     def __contains__(self, text: str) -> bool:
+        if text in self._folders:
+            return True
         end = len(text) if self._prefixes else 0
         while (end := text.rfind("/", 0, end)) >= 0:
             prefix = text[: end + 1]
@@ -244,11 +246,10 @@ def _shows_something(engine: Engine, point: str, seen: Container[str]) -> bool:
 
 def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool]) -> Iterator[list[str]]:
     """The paths of a range that are not missing, page by page; no transaction stays open between pages."""
-    last = ""
     while True:
         query = (
             select(files.c.path)
-            .where(files.c.path > last, in_range(files.c.path, span))
+            .where(in_range(files.c.path, span))
             .where(files.c.state != str(FileState.MISSING), *conditions)
             .order_by(files.c.path)
             .limit(_PAGE)
@@ -258,7 +259,7 @@ def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool])
         if not page:
             return
         yield page
-        last = page[-1]
+        span = span._replace(low=page[-1] + "\x01")  # SQLite looks up one lower bound only; no text has a NUL
 
 
 def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) -> int:

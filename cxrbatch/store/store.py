@@ -59,8 +59,7 @@ class Store:
     ) -> None:
         self.engine = engine
         self.warnings = tuple(warnings)  # sentences for the user
-        self._given_clock = clock
-        self._clock = clock or (lambda: datetime.now(UTC))
+        self._clock = clock
 
     @classmethod
     def open(
@@ -94,8 +93,10 @@ class Store:
 
     def now(self, connection: Connection) -> datetime:
         """The time of all rows: the server's on Postgres, so that several hosts share one clock."""
-        if self._given_clock is not None or connection.dialect.name != "postgresql":
+        if self._clock is not None:
             return self._clock()
+        if connection.dialect.name != "postgresql":
+            return datetime.now(UTC)
         moment: datetime = connection.execute(select(sa.func.clock_timestamp())).scalar_one()
         return moment
 
