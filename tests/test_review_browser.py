@@ -25,6 +25,7 @@ CHROMIUM = os.environ.get("CXRBATCH_TEST_CHROMIUM") or shutil.which("chromium") 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium"),
     pytest.mark.timeout(300),
+    pytest.mark.flaky(reruns=2),  # two files at a time: a race of the test with the browser must not end a run
 ]
 WAIT_MS = 40_000
 
@@ -98,6 +99,14 @@ class Tab:
         held: list[Any] = []
         self.page.route("**/api/acts", lambda route: held.append(route))
         return held
+
+    def holds(self, saves: list[Any], count: int) -> None:
+        """Wait until so many acts are held: the page shows the next image before its request is here."""
+        for _ in range(WAIT_MS // 100):
+            if len(saves) >= count:
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{len(saves)} acts were sent, not {count}")
 
     def press(self, key: str, then: int | str) -> None:
         """A key, then the image that it leads to."""
@@ -319,7 +328,9 @@ def test_a_failed_save_takes_no_other_act_off_the_undo_list(browser: Any, server
     saves = tab.holds_saves()
     tab.press("a", 2)
     tab.press("a", 3)
+    tab.holds(saves, 2)
     saves[1].continue_()
+    tab.holds(saves, 1)
     saves[0].fulfill(status=409, json={"detail": "It is not possible now."})
     tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
     tab.shown(1)
@@ -335,6 +346,7 @@ def test_of_several_failed_saves_none_is_forgotten(browser: Any, server: Server,
     saves = tab.holds_saves()
     tab.press("a", 2)
     tab.press("a", 3)
+    tab.holds(saves, 2)
     for save in saves:
         save.fulfill(status=409, json={"detail": "It is not possible now."})
     tab.page.wait_for_selector("#banner:has-text('It is not possible now. Not saved either: image_0.dcm.')")
@@ -363,6 +375,7 @@ def test_a_failed_save_is_forgotten_when_a_later_act_on_the_image_is_saved(
     tab.press("a", 2)
     tab.press("p", 1)
     tab.press("2", 2)  # waits for the first
+    tab.holds(saves, 1)
     saves[0].fulfill(status=409, json={"detail": "It is not possible now."})
     tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
     tab.shown(1)
