@@ -28,8 +28,9 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from bench.inputs import image_paths
-from cxrbatch.inference.bundle import ModelSpec, load_bundle
+from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.engines.networks import build_network, load_state
+from cxrbatch.inference.model_spec import ModelSpec
 
 BUNDLE = load_bundle("default")
 Row = tuple[str, str, float]  # path, label, probability of being a chest image

@@ -21,10 +21,11 @@ import openvino
 from openvino import opset8 as ops
 
 from cxrbatch.imaging.normalize import fit_model_input
-from cxrbatch.inference.bundle import Bundle, ModelSpec, load_bundle
+from cxrbatch.inference.bundle import Bundle, load_bundle
 from cxrbatch.inference.cascade import gate_probabilities, ood_scores
 from cxrbatch.inference.decision import Assessment, Thresholds
 from cxrbatch.inference.engines.openvino_engine import OpenVinoEngine
+from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.training.datasets import find_folders, read_images, split_images
 from cxrbatch.training.scores import assess_each, probabilities_of
 

@@ -1,36 +1,19 @@
-"""All settings with their defaults. config.toml at the top of the repository gives the reason for each.
-
-Sources of a value, highest priority first: a command-line flag, an environment variable CXRBATCH_<NAME>, the file of
---config (or ./config.toml, or /etc/cxrbatch/config.toml), the default here.
-"""
+"""All settings with their defaults. config.toml at the top of the repository gives the reason for each."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import re
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cxrbatch.errors import ExitCode, Fatal
+__all__ = ["ENV_PREFIX", "SendTo", "Settings", "without_password"]
 
-__all__ = ["SendTo", "Settings", "config_file", "load_settings", "sources", "without_password"]
-
-_ENV_PREFIX = "CXRBATCH_"
-#: Variables with our prefix that are not settings: those of tests and the Makefile, and those that Kubernetes sets in
-#: each pod for a service of this name (CXRBATCH_SERVICE_HOST, CXRBATCH_PORT_80_TCP, ...).
-_OTHER_VARIABLES = re.compile(
-    r"CXRBATCH_(CRASH_AT|FAILPOINT\w*|SEED|(CRASH|FUZZ|SOAK)_\w+|TEST_\w+"
-    r"|(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT(_\d+_(TCP|UDP)\w*)?))"
-)
-_MOST_CONFIG_BYTES = 1_000_000
+ENV_PREFIX = "CXRBATCH_"
 _LARGEST_PORT = 65_535
-_SHOWN_CHARACTERS = 200  # of a value that is refused
 #: Options of a database URL that are not secret; the values of all others are hidden.
 _SHOWN_OPTIONS = frozenset(
     {
@@ -38,14 +21,6 @@ _SHOWN_OPTIONS = frozenset(
         *("application_name", "target_session_attrs", "keepalives", "keepalives_idle", "tcp_user_timeout"),
     }
 )
-#: What a setting with a pattern takes, for people who read no regular expressions.
-_WRITTEN = {
-    "device": "auto, cpu, cuda or cuda:0,1",
-    "listen": "[AET@]HOST:PORT, e.g. CXR@0.0.0.0:11112, the AE title of at most 16 characters",
-    "name": "at most 64 letters, digits and _.@:/-",
-    "review_user_header": "letters, digits and hyphens",
-}
-_CONFIG_PLACES = (Path("config.toml"), Path("/etc/cxrbatch/config.toml"))
 
 
 def _listed(value: object) -> object:
@@ -86,7 +61,7 @@ class SendTo(BaseModel):
 class Settings(BaseSettings):
     """All settings; the unit of every number is in its name."""
 
-    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     # Where rows go, and what scores the images.
     db: str = "sqlite:///cxrbatch.db"
@@ -200,63 +175,6 @@ class Settings(BaseSettings):
         return destinations
 
 
-def config_file(explicit: Path | None) -> Path | None:
-    """The configuration file to use, or None. Raises Fatal if it cannot be determined."""
-    if explicit is not None:
-        return explicit
-    for place in _CONFIG_PLACES:
-        try:
-            if place.is_file():
-                return place
-        except OSError as error:
-            raise Fatal(
-                f"Whether there is a configuration file {place} cannot be told ({error.strerror}); name one with "
-                "--config.",
-                ExitCode.USAGE,
-            ) from None
-    return None
-
-
-def load_settings(explicit_file: Path | None = None, flags: dict[str, Any] | None = None) -> Settings:
-    """Read all sources, highest priority first. A flag of None was not given.
-
-    Raises Fatal (exit 2) with the name of the unknown or invalid setting.
-    """
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
-    try:
-        os.getcwd()  # stores, keys and folders may be named from here
-    except OSError:
-        raise Fatal("The working folder is gone; change to one that is there.", ExitCode.USAGE) from None
-    _demand_known_variables()
-    try:
-        # pydantic-settings reads the environment itself; its values take precedence over those of the file.
-        values = {k: v for k, v in _file_values(explicit_file).items() if not _in_environment(k)}
-        return Settings(**{**values, **given})
-    except ValidationError as error:
-        raise Fatal(_sentence(error), ExitCode.USAGE) from None
-    except SettingsError as error:  # of a table in the environment that is no JSON
-        name = str(error).split('"')[1]
-        raise Fatal(
-            f"{_ENV_PREFIX}{name.upper()} cannot be read: write JSON, or use the settings file.", ExitCode.USAGE
-        ) from None
-
-
-def sources(explicit_file: Path | None, flags: dict[str, Any] | None = None) -> dict[str, str]:
-    """For each setting, where its value comes from: 'flag', 'environment', the file's path or 'default'."""
-    path = config_file(explicit_file)
-    from_file = _file_values(explicit_file)
-    given = {name for name, value in (flags or {}).items() if value is not None}
-
-    def source(name: str) -> str:
-        if name in given:
-            return "flag"
-        if _in_environment(name):
-            return "environment"
-        return str(path) if name in from_file else "default"
-
-    return {name: source(name) for name in Settings.model_fields}
-
-
 def without_password(text: str) -> str:
     """`text` without the passwords of database URLs in it: neither user:password@ nor those in options."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
@@ -265,53 +183,3 @@ def without_password(text: str) -> str:
 
 def _shown_option(match: re.Match[str]) -> str:
     return match[0] if match[2] in _SHOWN_OPTIONS else f"{match[1]}{match[2]}=***"
-
-
-def _demand_known_variables() -> None:
-    """Raise Fatal for an unknown variable such as CXRBATCH_PIH=drop: it is probably a misspelled setting."""
-    for variable in os.environ:
-        upper = variable.upper()
-        if upper.startswith(_ENV_PREFIX) and not _OTHER_VARIABLES.fullmatch(upper):
-            name = upper.removeprefix(_ENV_PREFIX).lower()
-            if name not in Settings.model_fields:
-                raise Fatal(
-                    f"Unknown setting '{name}' (from {variable}); `cxrbatch config show` lists the ones there are.",
-                    ExitCode.USAGE,
-                )
-
-
-def _in_environment(name: str) -> bool:
-    return (_ENV_PREFIX + name).upper() in {key.upper() for key in os.environ}
-
-
-def _file_values(explicit: Path | None) -> dict[str, Any]:
-    path = config_file(explicit)
-    if path is None:
-        return {}
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_CONFIG_BYTES + 1)
-        if len(content) > _MOST_CONFIG_BYTES:
-            raise Fatal(f"The configuration file {path} is no settings file: it is over 1 MB.", ExitCode.USAGE)
-        values = tomllib.loads(content.decode("utf-8-sig"))  # some editors of Windows begin with a mark
-    except OSError as error:
-        raise Fatal(
-            f"The configuration file {path} cannot be read ({error.strerror}); check the path given to --config.",
-            ExitCode.USAGE,
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Fatal(f"The configuration file {path} is not valid TOML: {error}.", ExitCode.USAGE) from None
-    except RecursionError:
-        raise Fatal(f"The configuration file {path} is nested too deeply.", ExitCode.USAGE) from None
-    return values
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"Unknown setting '{name}'; `cxrbatch config show` lists the ones there are."
-    given = without_password(repr(first.get("input")))[:_SHOWN_CHARACTERS]
-    pattern = first["type"] == "string_pattern_mismatch"
-    what = f"write {_WRITTEN[str(first['loc'][-1])]}" if pattern else first["msg"].removeprefix("Value error, ")
-    return f"The setting '{name}' cannot be {given}: {what}."

@@ -20,7 +20,8 @@ from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.ops import doctor
 from cxrbatch.ops.database import check
 from cxrbatch.ops.key_file import identifiers_of, key_file_of
-from cxrbatch.settings import Settings, load_settings, without_password
+from cxrbatch.settings import Settings, without_password
+from cxrbatch.settings_sources import load_settings
 from cxrbatch.store import Store, migrate
 from cxrbatch.store.connection import connect, make_engine
 from cxrbatch.store.housekeeping import Pruned, prune

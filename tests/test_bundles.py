@@ -12,9 +12,10 @@ from PIL import Image
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.normalize import fit_model_input
-from cxrbatch.inference.bundle import ARCHITECTURES, SHIPPED, find_bundle, load_bundle
+from cxrbatch.inference.bundle import SHIPPED, find_bundle, load_bundle
 from cxrbatch.inference.engines import networks, open_engine
 from cxrbatch.inference.engines.verify import check_logits, check_model_inputs, largest_difference
+from cxrbatch.inference.model_spec import ARCHITECTURES
 from cxrbatch.samples.phantom import Chest, draw_chest
 from cxrbatch.training.bundle_writer import change_stage
 from factories import make_bundle

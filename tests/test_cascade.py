@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from cxrbatch import unexpected
 from cxrbatch.errors import Fatal, ReasonCode, Rejected, Retry
-from cxrbatch.inference.bundle import Bundle, ModelSpec, Ood, OtherOutput, load_bundle
+from cxrbatch.inference.bundle import Bundle, load_bundle
 from cxrbatch.inference.cascade import Cascade, ood_scores
 from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
 from cxrbatch.inference.engines.torch_engine import TorchEngine
+from cxrbatch.inference.model_spec import ModelSpec, Ood, OtherOutput
 from cxrbatch.types import Decision, DecodedImage, ImageFacts, Prediction
 from factories import make_bundle
 

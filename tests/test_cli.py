@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cxrbatch import settings
+from cxrbatch import settings_sources
 from cxrbatch.cli import main
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.settings import SendTo, Settings
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "sklearn"])
@@ -69,16 +70,16 @@ def test_what_a_decode_process_imports_of_its_parents_file_is_not_the_command_li
 
 def test_a_settings_file_that_cannot_be_looked_for_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as /etc/cxrbatch/config.toml in a folder that this user may not enter."""
-    monkeypatch.setattr(settings, "_CONFIG_PLACES", (Path("x" * 300),))  # any OSError but "not there" will do
+    monkeypatch.setattr(settings_sources, "_CONFIG_PLACES", (Path("x" * 300),))  # any OSError but "not there" will do
     with pytest.raises(Fatal, match="cannot be told") as caught:
-        settings.load_settings()
+        settings_sources.load_settings()
     assert caught.value.exit_code is ExitCode.USAGE
 
 
 def test_a_working_folder_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     command = f"cd gone && rmdir ../gone && {sys.executable} -m cxrbatch scan /tmp"
-    env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(settings_sources.__file__).parents[1])}
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (run.returncode, run.stderr) == (2, "cxrbatch: The working folder is gone; change to one that is there.\n")
 
@@ -101,7 +102,7 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
         "def eats():\n    raise MemoryError\n"
         "app.command('eats')(eats)\nsys.argv = ['cxrbatch', 'eats']; main()"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(settings.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(settings_sources.__file__).parents[1])}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (run.returncode, run.stderr.count("\n")) == (1, 1) and "not enough memory" in run.stderr
 
@@ -112,7 +113,7 @@ def test_destinations_in_the_environment_that_are_no_json_are_a_sentence(
 ) -> None:
     monkeypatch.setenv("CXRBATCH_SEND_TO", text)
     with pytest.raises(Fatal, match="CXRBATCH_SEND_TO cannot be read: write JSON") as caught:
-        settings.load_settings()
+        settings_sources.load_settings()
     assert caught.value.exit_code is ExitCode.USAGE
 
 
@@ -127,5 +128,11 @@ def test_destinations_in_the_environment_that_are_no_json_are_a_sentence(
 )
 def test_no_regular_expression_is_shown_to_people(given: dict[str, object], sentence: str) -> None:
     with pytest.raises(Fatal, match=sentence) as caught:
-        settings.load_settings(flags=given)
+        settings_sources.load_settings(flags=given)
     assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_every_setting_with_a_pattern_says_in_words_what_it_takes() -> None:
+    fields = {**Settings.model_fields, **SendTo.model_fields}
+    patterned = {name for name, field in fields.items() if any(getattr(m, "pattern", None) for m in field.metadata)}
+    assert patterned == set(settings_sources._WRITTEN) != set()

@@ -25,7 +25,9 @@ CHROMIUM = os.environ.get("CXRBATCH_TEST_CHROMIUM") or shutil.which("chromium") 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium"),
     pytest.mark.timeout(300),
-    pytest.mark.flaky(reruns=2),  # two files at a time: a race of the test with the browser must not end a run
+    # Two of these tests fail once in some fifty runs on a busy machine, why is not known: a first key has no effect, or
+    # an image counts as not saved. `Tab.refused` names the requests that got no answer.
+    pytest.mark.flaky(reruns=2),
 ]
 WAIT_MS = 40_000
 
@@ -298,8 +300,6 @@ def test_undo_in_a_round_takes_back_nothing_of_the_list(browser: Any, server: Se
     assert rows(store, reviews, "action") == [("accept",)]
 
 
-# Under a load of several suites its first key has no effect, once in some forty runs; why is not known.
-@pytest.mark.flaky(reruns=2)
 def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, store: Store) -> None:
     tab, other = (Tab(browser, server).log_in(name) for name in ("dr_a", "dr_b"))
     for each in (tab, other):  # who opens it last is who the other one is told of
@@ -363,9 +363,6 @@ def test_of_several_failed_saves_none_is_forgotten(browser: Any, server: Server,
     assert rows(store, reads, "image_id") == [(1,), (2,)]
 
 
-# With two suites at a time it failed once in some fifty runs, and on a full disk: the image counts as not saved,
-# although the server refused nothing but the first act. Why is not known; `refused` names requests without an answer.
-@pytest.mark.flaky(reruns=2)
 def test_a_failed_save_is_forgotten_when_a_later_act_on_the_image_is_saved(
     browser: Any, server: Server, store: Store
 ) -> None:

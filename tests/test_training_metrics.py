@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from cxrbatch.inference.bundle import Ood
 from cxrbatch.inference.cascade import ood_scores
+from cxrbatch.inference.model_spec import Ood
 from cxrbatch.training import metrics
 from cxrbatch.training.calibrate import feature_statistics
 from cxrbatch.training.calibrate_gate import gate_threshold

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxrbatch.settings import Settings, load_settings
+from cxrbatch.settings import Settings
+from cxrbatch.settings_sources import load_settings
 
 __all__ = ["GlobalOptions", "options"]
 

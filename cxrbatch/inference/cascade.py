@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from cxrbatch import unexpected
 from cxrbatch.errors import Fatal, ReasonCode, Rejected, Retry
-from cxrbatch.inference.bundle import Bundle, ModelSpec, Ood
+from cxrbatch.inference.bundle import Bundle
 from cxrbatch.inference.decision import Thresholds, assess
 from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.inference.model_spec import ModelSpec, Ood
 from cxrbatch.types import DecodedImage, Prediction
 
 __all__ = ["Cascade", "gate_probabilities", "of_length_one", "ood_scores", "other_probability"]

@@ -8,8 +8,9 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from cxrbatch.errors import ExitCode
-from cxrbatch.inference.bundle import Bundle, ModelSpec, load_bundle, shipped_bundles
+from cxrbatch.inference.bundle import Bundle, load_bundle, shipped_bundles
 from cxrbatch.inference.engines.verify import largest_difference
+from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.settings import Settings
 

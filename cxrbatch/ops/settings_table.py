@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from cxrbatch.ops.terminal import to_stdout
-from cxrbatch.settings import Settings, sources, without_password
+from cxrbatch.settings import Settings, without_password
+from cxrbatch.settings_sources import sources
 
 __all__ = ["check_settings", "print_settings", "without_password"]
 

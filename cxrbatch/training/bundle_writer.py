@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cxrbatch.errors import Fatal
-from cxrbatch.inference.bundle import FORMAT, ModelSpec, as_written, manifest_digest
+from cxrbatch.inference.bundle import FORMAT, as_written, manifest_digest
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import check_logits
+from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.types import ModelInputSpec
 
 __all__ = [

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.normalize import fit_model_input
-from cxrbatch.inference.bundle import Bundle, ModelSpec, Ood, load_bundle
+from cxrbatch.inference.bundle import Bundle, load_bundle
 from cxrbatch.inference.cascade import of_length_one, ood_scores, other_probability
 from cxrbatch.inference.decision import Thresholds
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.inference.model_spec import ModelSpec, Ood
 from cxrbatch.training import metrics
 from cxrbatch.training.augment import StyleAugmentation
 from cxrbatch.training.bundle_writer import change_bundle, change_stage, shift_logits, take_over

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cxrbatch.errors import Fatal
-from cxrbatch.inference.bundle import Bundle, ModelSpec
+from cxrbatch.inference.bundle import Bundle
+from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.training.datasets import (
     ImageFolder,
     LabelledImage,

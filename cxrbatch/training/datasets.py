@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrbatch.errors import Fatal, Rejected
-from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes, read_grey
+from cxrbatch.imaging.decode import Identifiers, Limits, decode_file, read_grey
 from cxrbatch.imaging.normalize import fit_model_input
 from cxrbatch.types import DecodedImage, ModelInputSpec
 
@@ -205,7 +206,8 @@ def read_decoded(path: Path, specs: Sequence[ModelInputSpec]) -> DecodedImage:
 
     Raises Rejected, OSError.
     """
-    return decode_bytes(path.read_bytes(), tuple(specs), Limits(), Identifiers(mode="drop"))
+    info = path.stat()
+    return decode_file(os.fspath(path), info.st_size, info.st_mtime_ns, tuple(specs), Limits(), Identifiers("drop"))
 
 
 def shrink(grey: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:

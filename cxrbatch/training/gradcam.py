@@ -5,7 +5,6 @@ The map is coarse (7 x 7 cells at 224 pixels), and it does not show disease.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from cxrbatch.errors import Fatal, Rejected
-from cxrbatch.imaging.decode import Identifiers, Limits, decode_file
-from cxrbatch.inference.bundle import ModelSpec, load_bundle
+from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.output_file import check_target, new_file
+from cxrbatch.training.datasets import read_decoded
 from cxrbatch.training.scores import probabilities_of
 
 __all__ = ["explain", "grad_cam", "load_network", "network_input"]
@@ -67,14 +67,11 @@ def explain(file: Path, bundle: Path, out: Path) -> None:
     loaded = load_bundle(bundle)
     stage = loaded.disease
     try:
-        info = os.stat(file)
-        known = (os.fspath(file), info.st_size, info.st_mtime_ns)
-        decoded = decode_file(*known, loaded.input_specs, Limits(), Identifiers("drop"))  # opens no FIFO
+        model_input = read_decoded(file, loaded.input_specs).model_inputs[stage.model_input]
     except Rejected as rejected:
         raise Fatal(f"{file} cannot be explained: {rejected}") from None
     except OSError as error:
         raise Fatal(f"{file} cannot be explained: {error.strerror}.") from None
-    model_input = decoded.model_inputs[stage.model_input]
     net = load_network(stage)
     x = network_input(model_input[None], stage)
     with torch.inference_mode():

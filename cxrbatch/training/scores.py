@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrbatch.errors import Rejected
-from cxrbatch.inference.bundle import Bundle, ModelSpec
+from cxrbatch.inference.bundle import Bundle
 from cxrbatch.inference.cascade import gate_probabilities, ood_scores, other_probability
 from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL, Assessment, Thresholds, assess
 from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.training.datasets import LabelledImage, label_matches, read_decoded
 from cxrbatch.types import Decision, DecodedImage
 

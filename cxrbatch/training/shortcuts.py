@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from cxrbatch.imaging.normalize import fit_model_input
-from cxrbatch.inference.bundle import ModelSpec
+from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.training.datasets import LabelledImage, read_image
 from cxrbatch.training.gradcam import grad_cam, load_network, network_input
 from cxrbatch.training.metrics import bootstrap

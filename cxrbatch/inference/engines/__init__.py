@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cxrbatch.inference.bundle import Bundle, ModelSpec
+    from cxrbatch.inference.bundle import Bundle
     from cxrbatch.inference.engines.protocol import InferenceEngine
+    from cxrbatch.inference.model_spec import ModelSpec
 
 __all__ = ["open_engine", "tolerance"]
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.inference.bundle import ModelSpec
 from cxrbatch.inference.engines.protocol import Network
+from cxrbatch.inference.model_spec import ModelSpec
 
 # None in sys.modules means "not installed". Importing openvino would also load its model converter (half a second).
 _CONVERTER = "openvino.tools.ovc"

@@ -15,8 +15,8 @@ from openvino import Model
 from openvino import opset8 as ops
 from safetensors import safe_open
 
-from cxrbatch.inference.bundle import ModelSpec
 from cxrbatch.inference.engines.grids import BLOCK_STEP, RELU6_LEVELS, WEIGHT_LEVELS
+from cxrbatch.inference.model_spec import ModelSpec
 
 __all__ = ["mobilenet_v2"]
 
@@ -44,12 +44,12 @@ def mobilenet_v2(stage: ModelSpec) -> Model:
     mean, std = (np.asarray(of, np.float32).reshape(1, -1, 1, 1) * 255 for of in (stage.mean, stage.std))
     x = ops.convert(model_inputs, "f32")
     x = _rounded(x, 0, 255, -mean / std, (255 - mean) / std) if int8 else ops.divide(ops.subtract(x, mean), std)
-    x = _relu6(_convolution(x, state, "features.0.0", "features.0.1", 2, int8=int8), int8=int8)
+    x = _activated(x, state, "features.0.0", "features.0.1", 2, int8=int8)
     for number in range(1, _BLOCKS + 1):
         x = _inverted_residual(x, state, number, int8=int8)
         if int8:
             x = _rounded(x, -128 * BLOCK_STEP, 127 * BLOCK_STEP)
-    x = _relu6(_convolution(x, state, f"features.{_BLOCKS + 1}.0", f"features.{_BLOCKS + 1}.1", int8=int8), int8=int8)
+    x = _activated(x, state, f"features.{_BLOCKS + 1}.0", f"features.{_BLOCKS + 1}.1", int8=int8)
     features = ops.reduce_mean(x, np.array([2, 3]), False)
     logits = ops.matmul(features, state["classifier.1.weight"], False, True)
     return Model([ops.add(logits, state["classifier.1.bias"][None]), features], [model_inputs], stage.role)
@@ -60,18 +60,22 @@ def _inverted_residual(x: Any, state: dict[str, Floats], number: int, *, int8: b
     block = f"features.{number}.conv"
     y, part = x, 0
     if f"{block}.3.weight" in state:
-        y = _relu6(_convolution(y, state, f"{block}.0.0", f"{block}.0.1", int8=int8), int8=int8)
+        y = _activated(y, state, f"{block}.0.0", f"{block}.0.1", int8=int8)
         part = 1
     stride = 2 if number in _HALVING else 1
-    y = _relu6(_convolution(y, state, f"{block}.{part}.0", f"{block}.{part}.1", stride, int8=int8), int8=int8)
+    y = _activated(y, state, f"{block}.{part}.0", f"{block}.{part}.1", stride, int8=int8)
     y = _convolution(y, state, f"{block}.{part + 1}", f"{block}.{part + 2}", int8=int8)
     same_shape = stride == 1 and x.get_output_partial_shape(0)[1] == y.get_output_partial_shape(0)[1]
     return ops.add(x, y) if same_shape else y
 
 
-def _convolution(
-    x: Any, state: dict[str, Floats], convolution: str, norm: str, stride: int = 1, *, int8: bool = False
-) -> Any:
+def _activated(x: Any, state: dict[str, Floats], convolution: str, norm: str, stride: int = 1, *, int8: bool) -> Any:
+    """Convolution, batch norm, ReLU6."""
+    x = ops.clamp(_convolution(x, state, convolution, norm, stride, int8=int8), 0.0, 6.0)
+    return _rounded(x, 0, 6, levels=RELU6_LEVELS + 1) if int8 else x
+
+
+def _convolution(x: Any, state: dict[str, Floats], convolution: str, norm: str, stride: int = 1, *, int8: bool) -> Any:
     """Convolution (depthwise if its weights are (n, 1, k, k) for n channels) with its batch norm folded in."""
     weights = state[f"{convolution}.weight"]
     scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(_EPSILON))
@@ -88,11 +92,6 @@ def _convolution(
         weights = _rounded(weights, -top, top, levels=255)
     convolve = ops.group_convolution if depthwise else ops.convolution
     return ops.add(convolve(x, weights, strides, padding, padding, [1, 1]), shift.reshape(1, -1, 1, 1))
-
-
-def _relu6(x: Any, *, int8: bool = False) -> Any:
-    x = ops.clamp(x, 0.0, 6.0)
-    return _rounded(x, 0, 6, levels=RELU6_LEVELS + 1) if int8 else x
 
 
 def _rounded(x: Any, low: Any, high: Any, to_low: Any = None, to_high: Any = None, levels: int = 256) -> Any:

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.inference.bundle import ModelSpec
+from cxrbatch.inference.model_spec import ModelSpec
 
 __all__ = ["InferenceEngine", "Network"]
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.inference.bundle import ModelSpec
 from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
 from cxrbatch.inference.engines.protocol import Network
+from cxrbatch.inference.model_spec import ModelSpec
 
 __all__ = [
     "TorchEngine",

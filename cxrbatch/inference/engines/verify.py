@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrbatch.inference.bundle import ModelSpec
 from cxrbatch.inference.engines.protocol import InferenceEngine
+from cxrbatch.inference.model_spec import ModelSpec
 
 __all__ = ["check_logits", "check_model_inputs", "largest_difference"]
 
