@@ -378,6 +378,7 @@ def test_a_failed_save_is_forgotten_when_a_later_act_on_the_image_is_saved(
     tab.shown(1)
     tab.saved()
     assert tab.refused == [f"409 {server.address}/api/acts"]
+    assert tab.page.locator("#banner").inner_text() == "Not saved: It is not possible now."
     tab.page.unroute("**/api/acts")
     tab.press("n", 2)
     assert tab.page.locator("#banner").inner_text() == ""
