@@ -14,7 +14,7 @@ from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
 
-__all__ = ["freeze", "split_other", "start_network"]
+__all__ = ["freeze", "join_other", "split_other", "start_network"]
 
 _DOWNLOADS = {
     "mobilenet_v2": models.mobilenet_v2,
@@ -60,6 +60,15 @@ def split_other(state: dict[str, Tensor], classes: int) -> tuple[dict[str, Tenso
     weight, bias = state[head + "weight"], state[head + "bias"]
     kept = state | {head + "weight": weight[:classes], head + "bias": bias[:classes]}
     return kept, (weight[classes], bias[classes:])
+
+
+def join_other(state: dict[str, Tensor], weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """What `split_other` took apart."""
+    head = _head(state)
+    rows = {"weight": weight[None], "bias": bias}
+    return state | {
+        head + name: torch.cat([state[head + name], row.to(state[head + name])]) for name, row in rows.items()
+    }
 
 
 def _head(state: dict[str, Tensor]) -> str:

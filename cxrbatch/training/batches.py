@@ -5,6 +5,7 @@ So a run that was killed and resumed sees the same images as an uninterrupted on
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -18,7 +19,8 @@ from torchvision.transforms import v2
 
 from cxrbatch.imaging.normalize import fit_model_input
 from cxrbatch.training.augment import StyleAugmentation, scramble
-from cxrbatch.training.recipes import Augmentation
+from cxrbatch.training.preparation import Prepared
+from cxrbatch.training.recipes import Augmentation, Recipe
 from cxrbatch.types import ModelInputSpec
 
 __all__ = ["EpochImages", "batches", "fixed_batches", "on_grid"]
@@ -107,3 +109,17 @@ def on_grid(model_inputs: Tensor, augmentation: Augmentation, channels: int) -> 
         ]
     )
     return torch.stack([change(one) for one in x])
+
+
+def normalisation(recipe: Recipe, images: Prepared) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of x / 255, (channels, 1, 1) each; images are grey, so all channels are equal."""
+    mean, std = 0.5, 0.5
+    if recipe.normalise == "int8":
+        mean = 128 / 255
+    elif recipe.normalise == "dataset":
+        model_inputs = fixed_batches(images.train_arrays, images.train_labels, recipe.model_input, 64)
+        moments = torch.tensor([[x.double().mean(), x.double().square().mean()] for x, _ in model_inputs]) / 255
+        mean = float(moments[:, 0].mean())
+        std = max(1e-3, math.sqrt(max(0.0, float(moments[:, 1].mean()) / 255 - mean**2)))
+    ones = torch.ones(recipe.channels, 1, 1)
+    return ones * mean, ones * std

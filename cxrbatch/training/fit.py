@@ -19,10 +19,11 @@ from cxrbatch.errors import Fatal
 from cxrbatch.inference.engines.networks import FeatureNetwork
 from cxrbatch.training import plots
 from cxrbatch.training.backbones import freeze, split_other, start_network
-from cxrbatch.training.batches import EpochImages, batches, fixed_batches, on_grid
+from cxrbatch.training.batches import EpochImages, batches, fixed_batches, normalisation, on_grid
 from cxrbatch.training.bundle_writer import ModelDraft, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from cxrbatch.training.datasets import listed_paths
+from cxrbatch.training.distillation import Teacher
 from cxrbatch.training.losses import guess_of, loss_of, mixed_loss, mixup
 from cxrbatch.training.mixstyle import mixstyle
 from cxrbatch.training.optimisation import make_optimiser, move_average, training_device
@@ -124,11 +125,16 @@ class _Run:
         self.recipe, self.images, self.work, self.device = recipe, images, work, device
         self.targets, self.smoothing = torch.from_numpy(images.targets), torch.from_numpy(images.smoothing)
         torch.manual_seed(recipe.seed)
-        self.net = start_network(recipe.architecture, recipe.channels, images.outputs, recipe.pretrained)
+        self.teacher: Teacher | None = None
+        if recipe.distillation:
+            self.teacher = Teacher(recipe, images.classes, images.outputs, device)
+            self.net = self.teacher.student(recipe.architecture)
+        else:
+            self.net = start_network(recipe.architecture, recipe.channels, images.outputs, recipe.pretrained)
         self.net = self.net.to(device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.net)
         self.best = copy.deepcopy(self.net)
-        self.mean, self.std = _normalisation(recipe, images)
+        self.mean, self.std = normalisation(recipe, images)
         self.progress = Progress(
             recipe.sha256, images.data_sha256, recipe.pretrained, [phase.epochs for phase in recipe.phases]
         )
@@ -211,7 +217,7 @@ class _Run:
             self.images.train_arrays, self.images.train_labels, order, spec, recipe.augmentation, (recipe.seed, epoch)
         )
         steps = math.ceil(len(order) / recipe.batch)
-        self.net.train()
+        self.net.train(self.teacher is None)  # a student has no dropout, and its batch-norm statistics stay
         freeze(self.net, phase.frozen)
         losses, right, learning_rate, seen = 0.0, 0.0, 0.0, 0
         base = phase.learning_rate or recipe.optimiser.learning_rate
@@ -222,13 +228,16 @@ class _Run:
             )  # fmt: skip
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate
-            x = self._normal(on_grid(model_inputs.to(self.device), recipe.augmentation, recipe.channels))
-            x, other, share = mixup(x, recipe.mixup)
+            grey = on_grid(model_inputs.to(self.device), recipe.augmentation, recipe.channels)
+            x, other, share = mixup(self._normal(grey), recipe.mixup)
             targets, smoothing = self.targets[labels].to(self.device), self.smoothing[labels].to(self.device)
             with mixstyle(self.net, recipe.mixstyle), self._precision():
                 logits, _ = self.net(x)
             logits, labels = logits.float(), labels.to(self.device)
-            loss = mixed_loss(logits, targets, smoothing, other.to(self.device), share, binary=recipe.binary)
+            if self.teacher is None:
+                loss = mixed_loss(logits, targets, smoothing, other.to(self.device), share, binary=recipe.binary)
+            else:
+                loss = nn.functional.mse_loss(logits, self.teacher.logits(grey))
             if not torch.isfinite(loss):
                 raise self._diverged(f"loss is {loss.item()} at", epoch)
             optimiser.zero_grad()
@@ -282,17 +291,3 @@ class _Run:
             losses += loss.item() * len(labels)
             right += self._right(logits, labels)
         return losses / len(self.images.val_labels), right / len(self.images.val_labels)
-
-
-def _normalisation(recipe: Recipe, images: Prepared) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of x / 255, (channels, 1, 1) each; images are grey, so all channels are equal."""
-    mean, std = 0.5, 0.5
-    if recipe.normalise == "int8":
-        mean = 128 / 255
-    elif recipe.normalise == "dataset":
-        model_inputs = fixed_batches(images.train_arrays, images.train_labels, recipe.model_input, 64)
-        moments = torch.tensor([[x.double().mean(), x.double().square().mean()] for x, _ in model_inputs]) / 255
-        mean = float(moments[:, 0].mean())
-        std = max(1e-3, math.sqrt(max(0.0, float(moments[:, 1].mean()) / 255 - mean**2)))
-    ones = torch.ones(recipe.channels, 1, 1)
-    return ones * mean, ones * std

@@ -99,6 +99,7 @@ class Recipe:
     optimiser: Optimiser
     phases: tuple[Phase, ...]
     pretrained: str = "none"  # "imagenet" (a download), "bundle:NAME", a safetensors file, or "none"
+    distillation: bool = False  # start as all of the bundle's network and learn its logits instead of labels
     channels: Literal[1, 3] = 1
     # half: x / 127.5 - 1; int8: (x - 128) / 127.5, whole steps; dataset: by mean and deviation of the training images
     normalise: Literal["half", "int8", "dataset"] = "half"
@@ -196,6 +197,10 @@ def _contradiction(recipe: Recipe) -> str:
         return "the role findings needs [classes] and draws its images by a shuffle"
     if recipe.augmentation.scramble and recipe.role != "gate":
         return "augmentation.scramble makes images that are no chest, and only a gate has a class for them"
+    if recipe.distillation and not (recipe.pretrained.startswith("bundle:") and recipe.role in ("gate", "disease")):
+        return 'distillation needs the role gate or disease, and pretrained = "bundle:NAME", the bundle that teaches'
+    if recipe.distillation and (recipe.mixup or recipe.mixstyle):
+        return "distillation has no mixup and no mixstyle: teacher and student see the same image"
     if recipe.batch < 2:
         return "batch norm needs a batch of at least 2"
     if not 0 < recipe.validation_share < 1:

@@ -13,36 +13,44 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from cxrbatch.inference.engines.grids import BLOCK_STEP, RELU6_LEVELS, WEIGHT_LEVELS
+from cxrbatch.inference.engines.grids import BLOCK_STEP, COARSE_LEVELS, FINE_LEVELS, RELU6_LEVELS, WEIGHT_LEVELS
 
 __all__ = ["on_grids"]
 
 
 def on_grids(net: nn.Module) -> None:
     """Round the weights and activations of a MobileNetV2, in place; its tensors and their names stay as they are."""
-    kinds: dict[type[nn.Module], type[nn.Module]] = {
-        nn.Conv2d: _Conv2d,
-        nn.ReLU6: _ReLU6,
-        InvertedResidual: _InvertedResidual,
-    }
+    blocks = [module for module in net.modules() if isinstance(module, InvertedResidual)]
     for module in net.modules():
-        module.__class__ = kinds.get(type(module), type(module))
+        if isinstance(module, nn.Conv2d):
+            module.__class__ = _Conv2d
+        elif isinstance(module, nn.ReLU6):
+            module.__class__ = _ReLU6
+    for block in blocks:
+        block.__class__ = _InvertedResidual
+        depthwise, projection = block.conv[-3], block.conv[-2]
+        depthwise[0].levels = projection.levels = FINE_LEVELS
+        depthwise[2].levels = COARSE_LEVELS
 
 
 class _Conv2d(nn.Conv2d):
-    """The weights of each output channel are multiples of a 63rd of the largest."""
+    """The weights of each output channel are so many parts of the largest."""
+
+    levels = WEIGHT_LEVELS
 
     def forward(self, x: Tensor) -> Tensor:
-        step = (self.weight.detach().abs().amax((1, 2, 3)) / WEIGHT_LEVELS).clamp_min(1e-12)
+        step = (self.weight.detach().abs().amax((1, 2, 3)) / self.levels).clamp_min(1e-12)
         zero = torch.zeros_like(step, dtype=torch.int32)
-        weight = torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, -WEIGHT_LEVELS, WEIGHT_LEVELS)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, -self.levels, self.levels)
         convolved: Tensor = self._conv_forward(x, weight, self.bias)
         return convolved
 
 
 class _ReLU6(nn.ReLU6):
+    levels = RELU6_LEVELS
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(functional.relu6(x), 6 / RELU6_LEVELS, 0, 0, RELU6_LEVELS)
+        return torch.fake_quantize_per_tensor_affine(functional.relu6(x), 6 / self.levels, 0, 0, self.levels)
 
 
 class _InvertedResidual(InvertedResidual):  # type: ignore[misc]

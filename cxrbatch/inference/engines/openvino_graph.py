@@ -15,7 +15,7 @@ from openvino import Model
 from openvino import opset8 as ops
 from safetensors import safe_open
 
-from cxrbatch.inference.engines.grids import BLOCK_STEP, RELU6_LEVELS, WEIGHT_LEVELS
+from cxrbatch.inference.engines.grids import BLOCK_STEP, COARSE_LEVELS, FINE_LEVELS, RELU6_LEVELS, WEIGHT_LEVELS
 from cxrbatch.inference.model_spec import ModelSpec
 
 __all__ = ["mobilenet_v2"]
@@ -63,19 +63,38 @@ def _inverted_residual(x: Any, state: dict[str, Floats], number: int, *, int8: b
         y = _activated(y, state, f"{block}.0.0", f"{block}.0.1", int8=int8)
         part = 1
     stride = 2 if number in _HALVING else 1
-    y = _activated(y, state, f"{block}.{part}.0", f"{block}.{part}.1", stride, int8=int8)
-    y = _convolution(y, state, f"{block}.{part + 1}", f"{block}.{part + 2}", int8=int8)
+    y = _activated(y, state, f"{block}.{part}.0", f"{block}.{part}.1", stride, int8=int8, depthwise=True)
+    y = _convolution(y, state, f"{block}.{part + 1}", f"{block}.{part + 2}", int8=int8, fine=True)
     same_shape = stride == 1 and x.get_output_partial_shape(0)[1] == y.get_output_partial_shape(0)[1]
     return ops.add(x, y) if same_shape else y
 
 
-def _activated(x: Any, state: dict[str, Floats], convolution: str, norm: str, stride: int = 1, *, int8: bool) -> Any:
+def _activated(
+    x: Any,
+    state: dict[str, Floats],
+    convolution: str,
+    norm: str,
+    stride: int = 1,
+    *,
+    int8: bool,
+    depthwise: bool = False,
+) -> Any:
     """Convolution, batch norm, ReLU6."""
-    x = ops.clamp(_convolution(x, state, convolution, norm, stride, int8=int8), 0.0, 6.0)
-    return _rounded(x, 0, 6, levels=RELU6_LEVELS + 1) if int8 else x
+    x = ops.clamp(_convolution(x, state, convolution, norm, stride, int8=int8, fine=depthwise), 0.0, 6.0)
+    # OpenVINO wants 256 levels; the clamp leaves the lower ones
+    return _rounded(x, 0, 6 * RELU6_LEVELS / (COARSE_LEVELS if depthwise else RELU6_LEVELS)) if int8 else x
 
 
-def _convolution(x: Any, state: dict[str, Floats], convolution: str, norm: str, stride: int = 1, *, int8: bool) -> Any:
+def _convolution(
+    x: Any,
+    state: dict[str, Floats],
+    convolution: str,
+    norm: str,
+    stride: int = 1,
+    *,
+    int8: bool,
+    fine: bool = False,
+) -> Any:
     """Convolution (depthwise if its weights are (n, 1, k, k) for n channels) with its batch norm folded in."""
     weights = state[f"{convolution}.weight"]
     scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(_EPSILON))
@@ -88,7 +107,8 @@ def _convolution(x: Any, state: dict[str, Floats], convolution: str, norm: str, 
     padding, strides = [weights.shape[-1] // 2] * 2, [stride, stride]
     if int8:
         largest = np.maximum(np.abs(weights).max(tuple(range(1, weights.ndim)), keepdims=True), 1e-12)
-        top = largest * np.float32(127 / WEIGHT_LEVELS)  # OpenVINO knows 255 levels, of which the middle ones are used
+        # OpenVINO wants 255 levels; of the coarse ones the middle is used
+        top = largest * np.float32(127 / (FINE_LEVELS if fine else WEIGHT_LEVELS))
         weights = _rounded(weights, -top, top, levels=255)
     convolve = ops.group_convolution if depthwise else ops.convolution
     return ops.add(convolve(x, weights, strides, padding, padding, [1, 1]), shift.reshape(1, -1, 1, 1))
