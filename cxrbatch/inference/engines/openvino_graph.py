@@ -44,74 +44,61 @@ def mobilenet_v2(stage: ModelSpec) -> Model:
     mean, std = (np.asarray(of, np.float32).reshape(1, -1, 1, 1) * 255 for of in (stage.mean, stage.std))
     x = ops.convert(model_inputs, "f32")
     x = _rounded(x, 0, 255, -mean / std, (255 - mean) / std) if int8 else ops.divide(ops.subtract(x, mean), std)
-    x = _activated(x, state, "features.0.0", "features.0.1", 2, int8=int8)
+    network = _Network(state, int8)
+    x = network.activated(x, "features.0.0", "features.0.1", 2)
     for number in range(1, _BLOCKS + 1):
-        x = _inverted_residual(x, state, number, int8=int8)
-        if int8:
-            x = _rounded(x, -128 * BLOCK_STEP, 127 * BLOCK_STEP)
-    x = _activated(x, state, f"features.{_BLOCKS + 1}.0", f"features.{_BLOCKS + 1}.1", int8=int8)
+        x = network.inverted_residual(x, number)
+    x = network.activated(x, f"features.{_BLOCKS + 1}.0", f"features.{_BLOCKS + 1}.1")
     features = ops.reduce_mean(x, np.array([2, 3]), False)
     logits = ops.matmul(features, state["classifier.1.weight"], False, True)
     return Model([ops.add(logits, state["classifier.1.bias"][None]), features], [model_inputs], stage.role)
 
 
-def _inverted_residual(x: Any, state: dict[str, Floats], number: int, *, int8: bool) -> Any:
-    """Expand (except in the first), depthwise convolution, project; plus the input if the shapes are equal."""
-    block = f"features.{number}.conv"
-    y, part = x, 0
-    if f"{block}.3.weight" in state:
-        y = _activated(y, state, f"{block}.0.0", f"{block}.0.1", int8=int8)
-        part = 1
-    stride = 2 if number in _HALVING else 1
-    y = _activated(y, state, f"{block}.{part}.0", f"{block}.{part}.1", stride, int8=int8, depthwise=True)
-    y = _convolution(y, state, f"{block}.{part + 1}", f"{block}.{part + 2}", int8=int8, fine=True)
-    same_shape = stride == 1 and x.get_output_partial_shape(0)[1] == y.get_output_partial_shape(0)[1]
-    return ops.add(x, y) if same_shape else y
+class _Network:
+    """Adds the parts of a MobileNetV2 to a graph. `fine` chooses a grid: `grids.py`."""
 
+    def __init__(self, state: dict[str, Floats], int8: bool) -> None:
+        self._state, self._int8 = state, int8
 
-def _activated(
-    x: Any,
-    state: dict[str, Floats],
-    convolution: str,
-    norm: str,
-    stride: int = 1,
-    *,
-    int8: bool,
-    depthwise: bool = False,
-) -> Any:
-    """Convolution, batch norm, ReLU6."""
-    x = ops.clamp(_convolution(x, state, convolution, norm, stride, int8=int8, fine=depthwise), 0.0, 6.0)
-    # OpenVINO wants 256 levels; the clamp leaves the lower ones
-    return _rounded(x, 0, 6 * RELU6_LEVELS / (COARSE_LEVELS if depthwise else RELU6_LEVELS)) if int8 else x
+    def inverted_residual(self, x: Any, number: int) -> Any:
+        """Expand (except in the first), depthwise convolution, project; plus the input if the shapes are equal."""
+        block = f"features.{number}.conv"
+        y, part = x, 0
+        if f"{block}.3.weight" in self._state:
+            y = self.activated(y, f"{block}.0.0", f"{block}.0.1")
+            part = 1
+        stride = 2 if number in _HALVING else 1
+        y = self.activated(y, f"{block}.{part}.0", f"{block}.{part}.1", stride, fine=True)
+        y = self._convolution(y, f"{block}.{part + 1}", f"{block}.{part + 2}", fine=True)
+        if stride == 1 and x.get_output_partial_shape(0)[1] == y.get_output_partial_shape(0)[1]:
+            y = ops.add(x, y)
+        return _rounded(y, -128 * BLOCK_STEP, 127 * BLOCK_STEP) if self._int8 else y
 
+    def activated(self, x: Any, convolution: str, norm: str, stride: int = 1, *, fine: bool = False) -> Any:
+        """Convolution, batch norm, ReLU6."""
+        x = ops.clamp(self._convolution(x, convolution, norm, stride, fine=fine), 0.0, 6.0)
+        # OpenVINO wants 256 levels; of the coarse ones the clamp leaves the lower half
+        return _rounded(x, 0, 6 * RELU6_LEVELS / (COARSE_LEVELS if fine else RELU6_LEVELS)) if self._int8 else x
 
-def _convolution(
-    x: Any,
-    state: dict[str, Floats],
-    convolution: str,
-    norm: str,
-    stride: int = 1,
-    *,
-    int8: bool,
-    fine: bool = False,
-) -> Any:
-    """Convolution (depthwise if its weights are (n, 1, k, k) for n channels) with its batch norm folded in."""
-    weights = state[f"{convolution}.weight"]
-    scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(_EPSILON))
-    shift = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
-    weights = weights * scale[:, None, None, None]
-    channels = x.get_output_partial_shape(0)[1].get_length()
-    depthwise = channels != weights.shape[1]
-    if depthwise:
-        weights = weights[:, None]
-    padding, strides = [weights.shape[-1] // 2] * 2, [stride, stride]
-    if int8:
-        largest = np.maximum(np.abs(weights).max(tuple(range(1, weights.ndim)), keepdims=True), 1e-12)
-        # OpenVINO wants 255 levels; of the coarse ones the middle is used
-        top = largest * np.float32(127 / (FINE_LEVELS if fine else WEIGHT_LEVELS))
-        weights = _rounded(weights, -top, top, levels=255)
-    convolve = ops.group_convolution if depthwise else ops.convolution
-    return ops.add(convolve(x, weights, strides, padding, padding, [1, 1]), shift.reshape(1, -1, 1, 1))
+    def _convolution(self, x: Any, convolution: str, norm: str, stride: int = 1, *, fine: bool = False) -> Any:
+        """Convolution (depthwise if its weights are (n, 1, k, k) for n channels) with its batch norm folded in."""
+        state = self._state
+        weights = state[f"{convolution}.weight"]
+        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(_EPSILON))
+        shift = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+        weights = weights * scale[:, None, None, None]
+        channels = x.get_output_partial_shape(0)[1].get_length()
+        depthwise = channels != weights.shape[1]
+        if depthwise:
+            weights = weights[:, None]
+        padding, strides = [weights.shape[-1] // 2] * 2, [stride, stride]
+        if self._int8:
+            largest = np.maximum(np.abs(weights).max(tuple(range(1, weights.ndim)), keepdims=True), 1e-12)
+            # OpenVINO wants 255 levels; of the coarse ones the middle is used
+            top = largest * np.float32(FINE_LEVELS / (FINE_LEVELS if fine else WEIGHT_LEVELS))
+            weights = _rounded(weights, -top, top, levels=255)
+        convolve = ops.group_convolution if depthwise else ops.convolution
+        return ops.add(convolve(x, weights, strides, padding, padding, [1, 1]), shift.reshape(1, -1, 1, 1))
 
 
 def _rounded(x: Any, low: Any, high: Any, to_low: Any = None, to_high: Any = None, levels: int = 256) -> Any:
