@@ -46,7 +46,7 @@ def test_it_gives_what_torch_gives_for_any_batch_and_keeps_the_conversion(bundle
 
 
 def test_trained_networks_give_what_torch_gives(bundle: Bundle) -> None:
-    for stage in load_bundle("default").stages:  # their batch norms do something
+    for stage in load_bundle("alveoli").stages:  # their batch norms do something
         model_inputs = check_model_inputs(stage.model_input.size)
         for ours, theirs in zip(
             OpenVinoEngine().load(stage)(model_inputs), TorchEngine("cpu").load(stage)(model_inputs), strict=True
