@@ -140,6 +140,8 @@ def test_recorded_logits_are_found_again_and_other_weights_are_not(folder: Path)
     assert largest_difference(load_bundle(folder).disease, engine) == 0
     edit(folder, check_logits=(logits + 1).tolist())
     assert largest_difference(load_bundle(folder).disease, engine) == pytest.approx(1, abs=1e-5)
+    edit(folder, check_logits=[[1.0], "x"])
+    assert largest_difference(load_bundle(folder).disease, engine) == float("inf")
 
 
 def test_check_model_inputs_are_the_same_everywhere() -> None:
