@@ -99,7 +99,10 @@ def _calibrate(
     y = targets_of(scores.images, loaded.disease.classes)
     missing = [name for c, name in enumerate(loaded.disease.classes) if not (y == c).any()]
     if missing:
-        raise Fatal(f"{data} has no readable {split} image of {', '.join(missing)}: there is nothing to calibrate on.")
+        raise Fatal(
+            f"{data} has no readable {split} image of {', '.join(missing)}: each class of the bundle needs some, in a "
+            "folder of its name."
+        )
     if balance:
         constants = balanced_bias(
             scores.logits,
