@@ -16,6 +16,7 @@ from cxrbatch.inference.bundle import SHIPPED, find_bundle, load_bundle
 from cxrbatch.inference.engines import networks, open_engine
 from cxrbatch.inference.engines.verify import check_logits, check_model_inputs, largest_difference
 from cxrbatch.inference.model_spec import ARCHITECTURES
+from cxrbatch.ops.models import show_model
 from cxrbatch.samples.phantom import Chest, draw_chest
 from cxrbatch.training.bundle_writer import change_stage
 from factories import make_bundle
@@ -140,6 +141,8 @@ def test_recorded_logits_are_found_again_and_other_weights_are_not(folder: Path)
     assert largest_difference(load_bundle(folder).disease, engine) == 0
     edit(folder, check_logits=(logits + 1).tolist())
     assert largest_difference(load_bundle(folder).disease, engine) == pytest.approx(1, abs=1e-5)
+    edit(folder, check_logits=[[1.0], "x"])
+    assert largest_difference(load_bundle(folder).disease, engine) == float("inf")
 
 
 def test_check_model_inputs_are_the_same_everywhere() -> None:
@@ -196,6 +199,16 @@ def test_label_set_thresholds_that_do_not_fit_are_refused(folder: Path, threshol
     assert load_bundle(folder).disease.label_set == (0.2,) * 4
     edit(folder, label_set={"thresholds": thresholds})
     refused(folder, "label_set")
+
+
+@pytest.mark.parametrize("changes", [{"abnormal": {"operating_points": [{}]}}, {"label_set": {"coverage": "most"}}])
+def test_what_only_show_reads_is_a_sentence_too(folder: Path, changes: dict[str, dict[str, object]]) -> None:
+    edit(folder, label_set={"thresholds": dict.fromkeys(CLASSES, 0.2)})
+    show_model(str(folder))
+    edit(folder, **{key: {"thresholds": dict.fromkeys(CLASSES, 0.2)} | value for key, value in changes.items()})
+    with pytest.raises(Fatal, match="label_set or the abnormal of its disease stage") as caught:
+        show_model(str(folder))
+    assert caught.value.exit_code is ExitCode.BUNDLE_UNUSABLE
 
 
 def test_a_gate_of_two_answers_needs_a_threshold_for_the_second(tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_a_closed_stream_and_an_old_encoding_are_no_traceback(how: str, tmp_path
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_file_name_that_is_no_utf_8_is_printed_as_an_escape(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom cxrbatch.cli import app, main\napp.command('told')(lambda: print('\\udcff'))\n"
+        "sys.argv = ['cxrbatch', 'told']; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=tmp_path)
+    assert (run.stdout, run.stderr) == (b"\\udcff\n", b"")
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_a_small_product_wakes_no_threads() -> None:
     program = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -115,6 +116,32 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
     )
 
 
+def test_links_that_lead_nowhere_or_to_a_folder_are_listed_and_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", counts={"train": 2})
+    sick = root / "train" / "SICK"
+    before = {image.path for image in find_folders(root)[0].images}
+    (sick / "moved.png").symlink_to("/nonexistent.png")
+    (sick / "patient7").symlink_to(root / "train" / "NORMAL")
+    (sick / "good.png").symlink_to(sick / "0.png")
+    os.mkfifo(sick / "pipe.png")
+    images = find_folders(root)[0].images
+    assert {image.path for image in images} == before | {sick / name for name in ("moved.png", "patient7", "good.png")}
+    assert {image.path.name for image, _ in read_images(images, 40)[2]} == {"moved.png", "patient7"}
+
+
+def test_what_a_run_learns_from_and_is_judged_on_makes_it_another_run(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", counts={"train": 4, "val": 2}, manifest=True)
+    recipe = load_recipe(write_recipe(tmp_path / "r.toml"))
+    digests = [prepare(recipe, root, None).data_sha256]
+    (root / "manifest.csv").write_text((root / "manifest.csv").read_text().replace("site1", "site2"))
+    digests.append(prepare(recipe, root, None).data_sha256)
+    (root / "train/SICK/0.png").rename(root / "val/SICK/moved.png")
+    digests.append(prepare(recipe, root, None).data_sha256)
+    assert len(set(digests)) == 3
+    (root / "val/SICK/moved.png").rename(os.fsdecode(os.fsencode(root / "val/SICK") + b"/\xff.png"))
+    assert prepare(recipe, root, None).data_sha256 == digests[2]
+
+
 def test_the_digest_follows_contents_and_labels_not_order(tmp_path: Path) -> None:
     images = list(find_folders(make_folder(tmp_path))[0].images)
     assert data_digest(images) == data_digest(images[::-1])
@@ -126,6 +153,10 @@ def test_the_digest_follows_contents_and_labels_not_order(tmp_path: Path) -> Non
     [
         (("NORMAL",), {"train": 3, "val": 2}, "only the class NORMAL"),
         (("NORMAL", "SICK"), {"test": 3}, "for training"),
+        (("TB+", "TB-", "NORMAL"), {"train": 3, "val": 2}, r"TB\+ and TB- .* same name"),
+        (("NORMAL", "NOT_CHEST"), {"train": 3, "val": 2}, "'NOT_CHEST'.* Rename the folder"),
+        (("A|B", "C"), {"train": 3, "val": 2}, r"'A\|B'"),
+        ((b"Kr\xe4nk".decode(errors="surrogateescape"), "NORMAL"), {"train": 3, "val": 2}, r"Kr\\udce4nk"),
     ],
 )
 def test_what_cannot_be_trained_on_is_said(
@@ -181,6 +212,12 @@ def test_tables_of_spreadsheets_are_read_and_rows_that_are_too_short_are_said(tm
     assert {f.source for f in find_folders(data)[0].images} == {"site0", "site1"}
     (data / "manifest.csv").write_text("source,path\nsite0\n")
     with pytest.raises(Fatal, match=r"Line 2 of .*manifest.csv has no 'path'"):
+        find_folders(data)
+    (data / "manifest.csv").write_text("path\n" + "x" * 200_000)
+    with pytest.raises(Fatal, match=r"manifest.csv cannot be read \(field larger"):
+        find_folders(data)
+    (data / "manifest.csv").write_text("path,source\ntrain\\NORMAL\\0.png,site0\n")
+    with pytest.raises(Fatal, match=r"manifest.csv names no file of .*: its paths are below"):
         find_folders(data)
     (data / "manifest.csv").unlink()
     table = tmp_path / "all" / "listed" / "labels.csv"

@@ -168,6 +168,21 @@ def test_a_missing_class_cannot_be_calibrated(tmp_path: Path, bundle: Path) -> N
         calibrate(bundle, images)
 
 
+def test_one_image_of_each_class_is_too_few_and_training_images_of_one_class_say_nothing(
+    tmp_path: Path, bundle: Path
+) -> None:
+    few = make_folder(tmp_path / "few", LABELS[:4], {"val": 1})
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(Fatal, match="4 val images are too few or too alike"):
+        calibrate(bundle, few)
+    assert (bundle / "manifest.json").read_bytes() == before
+    images = make_folder(tmp_path / "images", LABELS[:4], {"val": 3})
+    make_folder(tmp_path / "normal", ("NORMAL",), {"train": 2}).joinpath("train").rename(images / "train")
+    calibrate(bundle, images)
+    ood = load_bundle(bundle).disease.ood
+    assert ood is not None and np.isfinite(ood.means).all()
+
+
 def test_labels_that_are_alike_are_counted_apart() -> None:
     labels = ["NORMAL"] * 4 + ["SICK"] * 2 + ["Effusion+"] * 5 + ["Effusion-"] * 6 + ["not-chest"] * 3 + ["NOT_CHEST"]
     images = tuple(LabelledImage(Path("x"), label, "test", group=str(i)) for i, label in enumerate(labels))

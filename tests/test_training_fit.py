@@ -141,17 +141,18 @@ def test_a_trial_of_an_epoch_is_not_gone_on_from(
 
 
 def test_a_gate_and_a_disease_model_share_a_bundle(tmp_path: Path) -> None:
-    images = make_folder(tmp_path / "images", ("NORMAL", "NOT_CHEST"), {"train": 6, "val": 4})
+    images = make_folder(tmp_path / "images", ("NORMAL", "SICK", "NOT_CHEST"), {"train": 6, "val": 4})
     gate = write_recipe(
         tmp_path / "gate.toml",
         ('role = "disease"', 'role = "gate"'),
-        ("[[phases]]", '[classes]\nCHEST = ["NORMAL"]\nNOT_CHEST = ["NOT_CHEST"]\n[[phases]]'),
+        ("[[phases]]", '[classes]\nCHEST = ["NORMAL", "SICK"]\nNOT_CHEST = ["NOT_CHEST"]\n[[phases]]'),
     )
     train(gate, images, tmp_path / "bundle", epochs=1)
-    train(write_recipe(tmp_path / "r.toml"), images, tmp_path / "bundle", epochs=1)
+    classes = '[classes]\nNORMAL = ["NORMAL"]\nSICK = ["SICK"]\n[[phases]]'
+    train(write_recipe(tmp_path / "r.toml", ("[[phases]]", classes)), images, tmp_path / "bundle", epochs=1)
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.gate is not None and bundle.gate.classes == ("CHEST",)
-    assert bundle.disease.classes == ("NORMAL", "NOT_CHEST")
+    assert bundle.disease.classes == ("NORMAL", "SICK")
 
 
 @pytest.mark.parametrize("name", ["covid3", "gate", "disease"])

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from cxrbatch.errors import Fatal
-from cxrbatch.training.recipes import load_recipe, recipe_file, shipped_recipes
+from cxrbatch.training.recipe_ranges import RANGES
+from cxrbatch.training.recipes import (
+    Augmentation,
+    Optimiser,
+    Partial,
+    Phase,
+    Recipe,
+    Schedule,
+    load_recipe,
+    recipe_file,
+    shipped_recipes,
+)
+from cxrbatch.types import ModelInputSpec
 
 
 def test_all_shipped_recipes_load() -> None:
@@ -101,6 +116,23 @@ labels = ["C"]
         ("learning_rate = 1e-3", "learning_rate = 1e-3\n[augmentation]\nscramble = 0.1", "scramble"),
         ('name = "x"', 'name = "x', "TOML"),
         ('name = "x"', 'name = "x"\nbatch = 1', "batch"),
+        ('name = "x"', 'name = "x"\nchannels = true', "channels"),
+        ('name = "x"', 'name = "x"\nseed = -1', "seed is -1 and must be from 0"),
+        ('name = "x"', 'name = "x"\nsampling = "balanced"\nsamples = 1', "samples"),
+        ("size = 32", "size = 0", "model_input.size"),
+        ('name = "x"', 'name = "x"\ndata = ["/etc"]', "inside of --data"),
+        ("epochs = 1", "epochs = 1\nsize = -4", "phases[0].size"),
+        ("learning_rate = 1e-3", "learning_rate = nan", "optimiser.learning_rate"),
+        (
+            "learning_rate = 1e-3",
+            "learning_rate = 1e-3\n[augmentation]\ncrop = 1.5",
+            "augmentation.crop is 1.5 and must be from 0 to 0.9",
+        ),
+        (
+            'name = "x"',
+            'name = "x"\nsampling = "balanced"\nsource_weights = { "TB/site" = inf }',
+            "source_weights.TB/site",
+        ),
     ],
 )
 def test_a_bad_recipe_is_refused_in_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -123,3 +155,22 @@ def test_a_recipe_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     file.write_text("a = " + "[" * 20_000)
     with pytest.raises(Fatal, match="nested too deeply"):
         load_recipe(file)
+
+
+def test_every_number_of_a_recipe_has_a_range() -> None:
+    """Those that are left out have a check of their own, or none that would be true of all recipes."""
+    checked = {"phases.epochs", "batch", "validation_share", "partial.share", "partial.smoothing"}
+
+    tables = (Augmentation, Optimiser, Schedule, Phase, Partial, ModelInputSpec)
+
+    def numbers(kind: type, key: str) -> set[str]:
+        found = set()
+        for one in fields(kind):
+            hint, name = str(get_type_hints(kind)[one.name]), key + one.name
+            if inner := [table for table in tables if table.__name__ in hint]:
+                found |= numbers(inner[0], f"{name}.")
+            elif re.search(r"\b(int|float)\b", hint):
+                found.add(name)
+        return found
+
+    assert numbers(Recipe, "") - checked == set(RANGES)

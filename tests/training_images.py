@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +74,19 @@ def write_recipe(file: Path, *changes: tuple[str, str]) -> Path:
         text = text.replace(old, new, 1)
     file.write_text(text)
     return file
+
+
+@contextmanager
+def locked_by_another(path: Path) -> Iterator[None]:
+    """Another process holds the lock of `path`, and is killed with -9 in the end."""
+    code = (
+        "import sys; from pathlib import Path; from cxrbatch.training.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'busy'): print(flush=True); input()"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        yield
+        other.kill()

@@ -113,12 +113,12 @@ def main() -> None:
 def _provide_streams() -> None:
     """A stream that is closed becomes /dev/null: the next file to be opened would take its place.
 
-    What an encoding other than UTF-8 does not have is printed as an escape.
+    What the encoding of stdout does not have is printed as an escape: in UTF-8, a file name that is none.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

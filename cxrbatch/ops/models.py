@@ -10,7 +10,7 @@ from rich.table import Table
 from cxrbatch.errors import ExitCode
 from cxrbatch.inference.bundle import Bundle, load_bundle, shipped_bundles
 from cxrbatch.inference.engines.verify import largest_difference
-from cxrbatch.inference.model_spec import ModelSpec
+from cxrbatch.inference.model_spec import ModelSpec, refused
 from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.settings import Settings
 
@@ -42,8 +42,11 @@ def show_model(name: str) -> None:
         classes = ", ".join(stage.classes)
         table.add_row(stage.role, f"{stage.architecture}, {model_input.size} px, {model_input.fit}: {classes}")
         table.add_row("", f"temperature {stage.temperature:.4g}, threshold {stage.threshold:.4g}")
-        for what in _beyond_the_label(stage):
-            table.add_row("", what)
+        try:
+            for what in _beyond_the_label(stage):
+                table.add_row("", what)
+        except (AttributeError, KeyError, TypeError, ValueError):  # nothing but this command reads them
+            raise refused(bundle.path, f"the label_set or the abnormal of its {stage.role} stage is unusable") from None
         table.add_row("", f"chosen on {stage.manifest.get('chosen_on', 'nothing')}")
         table.add_row("", f"weights {stage.weights.name} sha256 {stage.sha256}")
     console.print(table)

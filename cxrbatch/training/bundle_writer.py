@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cxrbatch.errors import Fatal
@@ -25,6 +26,7 @@ from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import check_logits
 from cxrbatch.inference.model_spec import ModelSpec
+from cxrbatch.training.files import locked, write_whole
 from cxrbatch.types import ModelInputSpec
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "ModelDraft",
     "change_bundle",
     "change_stage",
+    "changing",
     "shift_logits",
     "take_over",
     "write_stage",
@@ -72,6 +75,16 @@ def write_stage(folder: Path, draft: ModelDraft, *, name: str | None = None, ver
     Temperature is 1, and there is no out-of-distribution score and no reference for drift until `calibrate`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with changing(folder, wait=True):
+        _write_stage(folder, draft, name, version)
+
+
+def changing(folder: Path, *, wait: bool = False) -> AbstractContextManager[None]:
+    """Within the block no other process trains a stage of the bundle or calibrates it. Raises Fatal, unless `wait`."""
+    return locked(folder, f"Another process changes the bundle {folder}: try again when it is done.", wait=wait)
+
+
+def _write_stage(folder: Path, draft: ModelDraft, name: str | None, version: str) -> None:
     manifest = _manifest(folder) or {
         "format": FORMAT,
         "name": name or folder.name,
@@ -181,13 +194,11 @@ def _on_disk(value: Tensor) -> Tensor:
 
 
 def _put(folder: Path, manifest: dict[str, Any], part: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    new_weights = folder / f"{part['role']}.part"
-    save_file(tensors, new_weights)
-    part["sha256"] = hashlib.sha256(new_weights.read_bytes()).hexdigest()
-    new_weights.chmod(0o644)  # safetensors creates files that only the owner can read
+    data = save(tensors)
+    part["sha256"] = hashlib.sha256(data).hexdigest()
     weights = folder / f"{part['role']}-{part['sha256'][:12]}.safetensors"
     part["weights"] = weights.name
-    os.replace(new_weights, weights)
+    write_whole(weights, data)
     stage = _stage(part, weights)
     # What most machines compute: integers differ between engines, other networks take long to convert for OpenVINO.
     engine = open_engine("auto", "cpu") if stage.int8 else TorchEngine("cpu")
@@ -204,9 +215,7 @@ def _put_manifest(folder: Path, manifest: dict[str, Any]) -> None:
             stage["model_input"] = stage.pop("plane")
     manifest["format"] = FORMAT
     manifest["sha256"] = manifest_digest(manifest)
-    new_manifest = folder / "manifest.json.part"
-    new_manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(new_manifest, folder / "manifest.json")
+    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
     named = {stage["weights"] for stage in manifest["stages"]}
     for file in folder.glob("*.safetensors"):
         if file.name not in named and file.name.startswith(_ROLES):

@@ -27,7 +27,7 @@ from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.inference.model_spec import ModelSpec, Ood
 from cxrbatch.training import metrics
 from cxrbatch.training.augment import StyleAugmentation
-from cxrbatch.training.bundle_writer import change_bundle, change_stage, shift_logits, take_over
+from cxrbatch.training.bundle_writer import change_bundle, change_stage, changing, shift_logits, take_over
 from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.calibration_images import chosen_images, own_folders, training_images
 from cxrbatch.training.class_bias import balanced_bias
@@ -59,25 +59,27 @@ def calibrate(
 
     `review_share` is the share of the split's images that may be sent to review, `unfamiliar_share` of all images for
     their features alone. The label sets hold the right class of COVERAGE + `label_set_margin` of the split's images:
-    hospitals that the split does not show get less. The training split in `data`, if there is one, defines what is
-    familiar; otherwise the validation images do. If `data` has no such split, the part of train/ that training held
+    hospitals that the split does not show get less. The training split in `data`, if it shows every class, defines what
+    is familiar; otherwise the validation images do. If `data` has no such split, the part of train/ that training held
     out is used. `balance` first adds a constant to each class's logit, so that every folder of `data` counts alike
     (class_bias.py).
-    Raises Fatal if a class has no image in the split, and for the test split.
+    Raises Fatal if a class has no image in the split or they are too few, and for the test split.
     """
     if split == "test":
         raise Fatal("Test images choose nothing: calibrate on val, or on a split of your own.", ExitCode.USAGE)
+    load_bundle(bundle)  # before anything is written
     part = bundle / ".part"
-    shutil.rmtree(part, ignore_errors=True)
-    names = ["manifest.json", *(stage.weights.name for stage in load_bundle(bundle).stages)]
-    part.mkdir()
-    try:
-        for name in names:
-            shutil.copy(bundle / name, part)
-        _calibrate(part, data, split, review_share, unfamiliar_share, label_set_margin, balance)
-        take_over(part, bundle)
-    finally:
+    with changing(bundle):
         shutil.rmtree(part, ignore_errors=True)
+        names = ["manifest.json", *(stage.weights.name for stage in load_bundle(bundle).stages)]
+        part.mkdir()
+        try:
+            for name in names:
+                shutil.copy(bundle / name, part)
+            _calibrate(part, data, split, review_share, unfamiliar_share, label_set_margin, balance)
+            take_over(part, bundle)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _calibrate(
@@ -97,7 +99,10 @@ def _calibrate(
     y = targets_of(scores.images, loaded.disease.classes)
     missing = [name for c, name in enumerate(loaded.disease.classes) if not (y == c).any()]
     if missing:
-        raise Fatal(f"{data} has no readable {split} image of {', '.join(missing)}: there is nothing to calibrate on.")
+        raise Fatal(
+            f"{data} has no readable {split} image of {', '.join(missing)}: each class of the bundle needs some, in a "
+            "folder of its name."
+        )
     if balance:
         constants = balanced_bias(
             scores.logits,
@@ -152,13 +157,15 @@ def _calibrate_disease(
     restyled_logits, restyled_y = _restyled(stage, engine, scores.images)
     both_logits, both_y = np.concatenate([scores.logits, restyled_logits]), np.concatenate([y, restyled_y])
     temperature = metrics.best_temperature(both_logits, both_y)
+    features, labels = scores.features, y
     if train:
         known = score_images(replace(bundle, stages=(stage,)), train, engine)  # the gate is not needed
-        features, labels = known.features, targets_of(known.images, stage.classes)
-    else:
-        features, labels = scores.features, y
-    whitening, means = feature_statistics(features, labels, len(stage.classes))
-    distance = _distances(scores.features, whitening, means)
+        of_train = targets_of(known.images, stage.classes)
+        if len(np.unique(of_train)) == len(stage.classes):
+            features, labels = known.features, of_train
+    with np.errstate(divide="ignore", invalid="ignore"):  # checked below
+        whitening, means = feature_statistics(features, labels, len(stage.classes))
+        distance = _distances(scores.features, whitening, means)
     p = probabilities_of(scores.logits, temperature)
     other = (
         other_probability(scores.logits, scores.features, replace(stage, temperature=temperature))
@@ -166,6 +173,8 @@ def _calibrate_disease(
         else None
     )
     threshold, far = review_thresholds(sureness(stage.classes, p, other), distance, review_share, unfamiliar_share)
+    if not 0 < far < np.inf:
+        raise Fatal(f"The {len(y)} {split} images are too few or too alike to calibrate on: take more of each class.")
     sources = [f.source for f in scores.images]
     both_sources = [*sources, *(f"{s} restyled" for s in sources)]
     weights = source_weights(both_y, both_sources)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cxrbatch.errors import Fatal
+from cxrbatch.training.files import write_whole
 
 __all__ = ["Progress", "load_checkpoint", "restore", "save_checkpoint"]
 
@@ -54,9 +54,8 @@ def save_checkpoint(
             for key, value in moments.items()
             if isinstance(value, Tensor)
         }
-    part = file.with_suffix(".part")
-    save_file({key: value.clone() for key, value in tensors.items()}, part, {"progress": json.dumps(asdict(progress))})
-    os.replace(part, file)
+    told = {"progress": json.dumps(asdict(progress))}
+    write_whole(file, save({key: value.clone() for key, value in tensors.items()}, told))
 
 
 def load_checkpoint(file: Path) -> tuple[Progress, dict[str, Tensor]]:

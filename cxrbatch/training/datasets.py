@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cxrbatch.errors import Fatal, Rejected
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_file, read_grey
 from cxrbatch.imaging.normalize import fit_model_input
+from cxrbatch.training.tables import read_rows
 from cxrbatch.types import DecodedImage, ModelInputSpec
 
 __all__ = [
@@ -133,11 +134,27 @@ def _images(path: Path, data: Path, facts: dict[str, tuple[str, str]]) -> Iterab
     splits = [s for s in SPLITS if (path / s).is_dir()]
     for split, root in [(s, path / s) for s in splits] or [("train", path)]:
         for folder in sorted(_subfolders(root)):
-            for file in sorted(folder.rglob("*")):
-                if file.is_file() and _may_be_image(file):
+            for file in _files(folder):
+                if _may_be_image(file):
                     place = file.relative_to(data).as_posix()
                     source, group = facts.get(place, ("", ""))
                     yield LabelledImage(file, folder.name, split, source, group or place, path.name)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All below a folder that is to be read, sorted: also links that lead nowhere, or to a folder, which nobody can.
+
+    Raises OSError for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        found += [Path(root, name) for name in files]
+        found += [link for name in folders if (link := Path(root, name)).is_symlink()]
+    return sorted(file for file in found if not file.is_fifo())  # which would be waited for without end
 
 
 def _has_table(path: Path) -> bool:
@@ -145,7 +162,7 @@ def _has_table(path: Path) -> bool:
     try:
         with (path / "labels.csv").open(newline="", encoding="utf-8-sig") as lines:
             return {"path", "finding_labels"} <= set(next(csv.reader(lines), ()))
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, csv.Error):
         return False
 
 
@@ -154,7 +171,7 @@ def _listed(file: Path) -> Iterable[LabelledImage]:
 
     They are all of train.
     """
-    for row in _rows(file, "path", "finding_labels"):
+    for row in read_rows(file, "path", "finding_labels"):
         image, task = file.parent / row["path"], file.parent.name
         group = row.get("group") or f"{task}/{row['path']}"
         yield LabelledImage(image, row["finding_labels"], "train", task, group, task)
@@ -162,23 +179,7 @@ def _listed(file: Path) -> Iterable[LabelledImage]:
 
 def listed_paths(file: Path) -> frozenset[str]:
     """The column `path` of a CSV file. Raises Fatal if it has none or cannot be read."""
-    return frozenset(row["path"] for row in _rows(file, "path"))
-
-
-def _rows(file: Path, *columns: str) -> list[dict[str, str]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets write the mark
-            rows = csv.DictReader(lines)
-            if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
-                raise Fatal(f"{file} has no column '{missing[0]}'.")
-            found = []
-            for row in rows:
-                if empty := [name for name in columns if row[name] is None]:
-                    raise Fatal(f"Line {rows.line_num} of {file} has no '{empty[0]}': it has too few columns.")
-                found.append(row)
-            return found
-    except (OSError, UnicodeDecodeError) as error:
-        raise Fatal(f"{file} cannot be read ({getattr(error, 'strerror', 'it is not UTF-8')}).") from None
+    return frozenset(row["path"] for row in read_rows(file, "path"))
 
 
 def _manifest(data: Path) -> dict[str, tuple[str, str]]:
@@ -188,11 +189,10 @@ def _manifest(data: Path) -> dict[str, tuple[str, str]]:
         if not file.is_file():
             continue
         prefix = "" if root == data else data.name + "/"
-        return {
-            row["path"].removeprefix(prefix): (row.get("source") or "", row.get("group") or "")
-            for row in _rows(file, "path")
-            if row["path"].startswith(prefix)
-        }
+        rows = [row for row in read_rows(file, "path") if row["path"].startswith(prefix)]
+        if rows and not any(os.path.exists(root / row["path"]) for row in rows):
+            raise Fatal(f"{file} names no file of {root}: its paths are below that folder, as in train/NORMAL/a.png.")
+        return {row["path"].removeprefix(prefix): (row.get("source") or "", row.get("group") or "") for row in rows}
     return {}
 
 
@@ -277,7 +277,8 @@ def grouped_split(
     return [image for image in images if (image.group or str(image.path)) not in chosen], held
 
 
-def data_digest(images: Sequence[LabelledImage]) -> str:
-    """One SHA-256 of the labels and contents of the files, independent of their order."""
-    lines = sorted(f"{image.label} {_digest(image)}" for image in images)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def data_digest(images: Sequence[LabelledImage], told: Sequence[str] | None = None) -> str:
+    """One SHA-256 of the labels, or of what is `told` of each image, and of the files' contents, in any order."""
+    words = [image.label for image in images] if told is None else told
+    lines = sorted(f"{word} {_digest(image)}" for word, image in zip(words, images, strict=True))
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()

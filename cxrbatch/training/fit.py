@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cxrbatch.allocator import keep_freed_memory
@@ -24,6 +24,7 @@ from cxrbatch.training.bundle_writer import ModelDraft, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from cxrbatch.training.datasets import listed_paths
 from cxrbatch.training.distillation import Teacher
+from cxrbatch.training.files import locked, write_whole
 from cxrbatch.training.losses import guess_of, loss_of, mixed_loss, mixup
 from cxrbatch.training.mixstyle import mixstyle
 from cxrbatch.training.optimisation import make_optimiser, move_average, training_device
@@ -73,16 +74,17 @@ def train(
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
     images = prepare(plan, data, limit, without_sources, without_files)
-    unreadable = work / "unreadable.txt"
-    unreadable.write_text("".join(f"{f.path}: {why}\n" for f, why in images.unreadable))
+    unreadable, listed = work / "unreadable.txt", "".join(f"{f.path}: {why}\n" for f, why in images.unreadable)
+    unreadable.write_text(listed, "utf-8", "surrogateescape")  # names of files are bytes
     if images.unreadable:
         print(f"{len(images.unreadable)} file(s) can't be read and are left out: see {unreadable}")
     if plan.class_grid:
         plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
-    run = _Run(plan, images, work, resume, on)
-    run.finish()
+    with locked(work / f"{plan.role}.lock", f"Another process trains into {out}: wait for it, or name another folder."):
+        run = _Run(plan, images, work, resume, on)
+        run.finish()
     if plan.role == "findings":
-        save_file(run.best_state(), out / "findings.safetensors")
+        write_whole(out / "findings.safetensors", save(run.best_state()))
         print(f"The weights are in {out / 'findings.safetensors'}: give them to another recipe with --pretrained.")
         return
     normal = run.mean.flatten().tolist(), run.std.flatten().tolist()

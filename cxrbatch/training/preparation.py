@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrbatch.errors import Fatal
+from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
 from cxrbatch.training.datasets import (
     LabelledImage,
     data_digest,
@@ -82,6 +84,8 @@ def prepare(
         *two, views = wanted
         if not any(label_matches(f.label, spelling) for f in images for spelling in wanted[views]):
             wanted = {name: wanted[name] for name in two}  # without images of other views the gate has one answer
+    if recipe.role == "disease":
+        _refuse_names(data, tuple(wanted))
     if len(wanted) < 2:
         raise Fatal(f"{data} has only the class {', '.join(wanted)}; a classifier needs at least two.")
     number = _numbers(images, wanted, recipe)
@@ -122,10 +126,9 @@ def prepare(
         train_labels, val_labels = ([_GATE_NUMBERS[c] for c in part] for part in (train_labels, val_labels))
         names = (f"not {names[0]}", names[0], f"{names[0]}, another view")[:complete]
         classes = (classes[0], "FRONTAL")[: complete - 1]
-    digest = data_digest([*train, *val])
     return Prepared(
         classes, names, train, train_arrays, train_labels, val, val_arrays, val_labels,
-        lost + lost_too, held_out, digest,
+        lost + lost_too, held_out, _digest(train, val),
         *_targets(recipe, classes, complete),
     )  # fmt: skip
 
@@ -157,9 +160,31 @@ def _prepare_findings(
     train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
     return Prepared(
         tuple(recipe.classes), tuple(label for _, label in number), train, train_arrays, train_labels,
-        val, val_arrays, val_labels, lost + lost_too, None, data_digest([*train, *val]),
+        val, val_arrays, val_labels, lost + lost_too, None, _digest(train, val),
         targets, np.full(len(number), recipe.label_smoothing, np.float32), np.full(len(number), 1 / len(number)),
     )  # fmt: skip
+
+
+def _digest(train: list[LabelledImage], val: list[LabelledImage]) -> str:
+    """Of all that decides what a run learns from and is judged on: an image that moved to val/ makes another run."""
+    told = [f"{part} {f.label} {f.source}" for part, images in (("train", train), ("val", val)) for f in images]
+    return data_digest([*train, *val], told)
+
+
+def _refuse_names(data: Path, names: Sequence[str]) -> None:
+    """Raise Fatal for names of classes that cannot be told apart, or that cannot stand in a table."""
+    for name in names:
+        if not name.isprintable() or "|" in name or not name.strip() or name in (NOT_CHEST, NOT_FRONTAL):
+            raise Fatal(
+                f"A disease model cannot have the class {name!r}: the name is a gate's answer, or has a | or what "
+                f"cannot be printed. Rename the folder in {data}, or name the classes in the recipe's [classes]."
+            )
+    for one, other in itertools.combinations(names, 2):
+        if label_matches(one, other):
+            raise Fatal(
+                f"The classes {one} and {other} of {data} have the same name, since capitals, spaces and signs do "
+                "not count: give them one name, or two that differ in a letter."
+            )
 
 
 def _without(

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.training.recipe_ranges import out_of_range
 from cxrbatch.types import ModelInputSpec
 
 __all__ = [
@@ -167,7 +168,7 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         recipe: Recipe = _build(Recipe, table | {"sha256": hashlib.sha256(raw).hexdigest()}, "")
     except _Unusable as problem:
         raise Fatal(f"The recipe {path} can't be used: {problem}.") from None
-    problem_ = _contradiction(recipe)
+    problem_ = out_of_range(recipe) or _contradiction(recipe)
     if problem_:
         raise Fatal(f"The recipe {path} can't be used: {problem_}.")
     return recipe
@@ -180,6 +181,8 @@ def _contradiction(recipe: Recipe) -> str:
         return "a gate needs two [classes]: what passes, named first, and what does not; a third is of other views"
     if recipe.partial and (recipe.role == "gate" or recipe.sampling != "balanced" or not recipe.classes):
         return "[[partial]] labels need the role disease, [classes] and balanced sampling"
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in recipe.data):
+        return "data names folders inside of --data"
     for one in recipe.partial:
         if unknown := sorted(set(one.classes) - {*recipe.classes, recipe.other}):
             return f"[[partial]] names {unknown[0]}, which is none of its [classes]"
@@ -231,7 +234,7 @@ def _value(hint: Any, given: Any, key: str) -> Any:
     """`given`, checked against the type hint, with lists converted to tuples."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
-        if given not in inner:
+        if not any(given == one and type(given) is type(one) for one in inner):
             raise _Unusable(f"{key} is {given!r} and must be one of {', '.join(map(str, inner))}")
         return given
     if origin is UnionType:
