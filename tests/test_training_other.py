@@ -139,7 +139,7 @@ def test_what_balance_adds_is_in_the_logits_and_in_the_manifest(
         (('classes = ["OTHER"]', 'classes = ["SICK"]'), None),
         (('classes = ["NORMAL", "OTHER"]', 'classes = ["NORMAL"]'), None),
         (("NORMAL = [", 'OTHER = ["x"]\nNORMAL = ['), "has the name of a class, OTHER"),
-        (("[[phases]]", "[source_weights]\nx = 0\n[[phases]]"), "must be above 0"),
+        (("[[phases]]", "[source_weights]\nx = 0\n[[phases]]"), "source_weights.x is 0.0 and must be from"),
     ],
 )
 def test_contradictions_are_said(tmp_path: Path, change: tuple[str, str], why: str | None) -> None:
