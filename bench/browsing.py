@@ -29,6 +29,7 @@ _PAUSE_MS = 700  # a quick reader; the next images are loaded meanwhile
 _NEXT = """() => new Promise((done) => {
   const place = document.getElementById("workplace"), began = performance.now();
   const watch = new MutationObserver(() => {
+    if (!place.dataset.shown) return;
     watch.disconnect();
     done(performance.now() - began);
   });

@@ -6,6 +6,8 @@ const AHEAD = 2;
 const KEPT = 8; // images in memory
 const IDLE_MS = 60_000; // without a hand on mouse or keyboard nobody is reading
 const RETRIES_MS = [300, 1000, 3000, 8000];
+const REACTION_MS = 700; // a key that comes sooner was meant for what the screen showed before
+const TOO_EARLY = "Nothing was done: the image had only just come, or was not there yet.";
 
 const page = document.getElementById("workplace");
 const csrf = document.querySelector("meta[name=csrf]").content;
@@ -14,7 +16,10 @@ const viewer = new Viewer(element("canvas"), viewChanged);
 const source = page.dataset.round ? roundSource(page.dataset.round) : listSource(page.dataset.query);
 const states = new Map(); // key -> Promise of state
 const bodies = new Map(); // "image size" -> Promise of parsed body
-let current = null; // state on the screen
+const drafts = new Map(); // key -> comment that no act has taken along yet
+let current = null; // state in the panel
+let onScreen = null; // key whose pixels, or why there are none, the viewer shows
+let heading = null; // promise of the state that the page is at, or on its way to
 let showing = 0; // counts calls of open(), so that a late answer is dropped
 let clock = null;
 
@@ -43,8 +48,13 @@ function roundSource(round) {
   };
 }
 
+const ask = (url, options) =>
+  fetch(url, options).catch(() => {
+    throw new Error("The server cannot be reached.");
+  });
+
 async function getJson(url) {
-  const answer = await fetch(url, { headers: { Accept: "application/json" } });
+  const answer = await ask(url, { headers: { Accept: "application/json" } });
   if (!answer.ok) throw new Error(await problemOf(answer));
   return answer.json();
 }
@@ -62,7 +72,7 @@ function remember(map, key, make) {
   if (!map.has(key)) {
     const made = make();
     map.set(key, made);
-    made.catch(() => map.delete(key));
+    made.catch(() => map.get(key) === made && map.delete(key));
     if (map.size > KEPT) map.delete(map.keys().next().value);
   }
   return map.get(key);
@@ -72,20 +82,24 @@ const stateOf = (key) => remember(states, String(key), () => getJson(source.api(
 
 const bodyOf = (id, size) =>
   remember(bodies, `${id} ${size}`, async () => {
-    const answer = await fetch(`/api/images/${id}/pixels?size=${size}`);
+    const answer = await ask(`/api/images/${id}/pixels?size=${size}`);
     if (!answer.ok) throw new Error(await problemOf(answer));
     return parseBody(await answer.arrayBuffer());
   });
 
-async function open(named, { push = true, message = "", comment = "" } = {}) {
+// `page.dataset.shown` is the key of the image that is before the reader: acts are taken while it is there. `unasked`:
+// the page goes there by itself, while the reader looks at another image.
+async function open(named, { push = true, message = "", unasked = false } = {}) {
   const key = String(named); // the page names it as text, the server as a number
   const turn = (showing += 1);
+  delete page.dataset.shown;
   if (!bodies.size) showMessage("Loading …");
+  heading = stateOf(key);
   let state;
   try {
-    state = await stateOf(key);
+    state = await heading;
   } catch (error) {
-    return turn === showing ? showMessage(error.message) : undefined;
+    return turn === showing ? stay(error) : undefined;
   }
   if (turn !== showing) return undefined;
   current = { ...state, key };
@@ -93,7 +107,7 @@ async function open(named, { push = true, message = "", comment = "" } = {}) {
   if (push) history.pushState({ key }, "", source.url(key));
   document.title = `${state.name} · cxrbatch`;
   fill(current);
-  element("comment").value = comment;
+  element("comment").value = drafts.get(key) ?? "";
   banner([message, othersUnsaved(key)].filter(Boolean).join(" "));
   try {
     const body = await bodyOf(state.id, "reduced");
@@ -101,15 +115,16 @@ async function open(named, { push = true, message = "", comment = "" } = {}) {
     viewer.show(body);
     fillPresets();
     showMessage("");
-    await painted();
-    if (turn !== showing) return undefined;
-    page.dataset.shown = key;
   } catch (error) {
     if (turn !== showing) return undefined;
     viewer.clear();
     showMessage(error.message);
-    page.dataset.shown = key;
   }
+  onScreen = key;
+  await painted();
+  if (unasked) await new Promise((resolve) => setTimeout(resolve, REACTION_MS));
+  if (turn !== showing) return undefined;
+  page.dataset.shown = key;
   opened(current);
   for (const next of (state.next ?? []).slice(0, AHEAD)) {
     stateOf(next)
@@ -118,6 +133,21 @@ async function open(named, { push = true, message = "", comment = "" } = {}) {
   }
   return undefined;
 }
+
+// Where the page was going cannot be opened.
+function stay(error) {
+  if (current && onScreen !== current.key) {
+    states.set(current.key, Promise.resolve(current)); // in hand; its pixels were on their way
+    open(current.key, { push: false });
+  } else {
+    heading = Promise.resolve(current);
+    if (current) page.dataset.shown = current.key;
+  }
+  if (current) note(error.message);
+  else showMessage(error.message);
+}
+
+const isShown = () => current !== null && page.dataset.shown === current.key;
 
 // Resolves when what was drawn is on the screen; in a tab in the background nothing is ever drawn.
 const painted = () =>
@@ -138,7 +168,7 @@ async function opened(state) {
 }
 
 async function post(url, document) {
-  const answer = await fetch(url, {
+  const answer = await ask(url, {
     method: "POST",
     headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf, Accept: "application/json" },
     body: JSON.stringify(document),
@@ -156,9 +186,10 @@ const pending = {
   add: (act) => sessionStorage.setItem("pending", JSON.stringify([...pending.all(), act])),
   done: (id) => sessionStorage.setItem("pending", JSON.stringify(pending.all().filter((act) => act.document.act_id !== id))),
 };
-const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {place, key, shown, signature}
+const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {place, key, name, shown, signature}
 const sending = new Map(); // key of an image -> promise of its last act that is on its way
 const unsaved = new Map(); // key of an image -> its name: its reading could not be saved, and it was not read again
+let retrying = 0; // acts that wait to be sent again
 const isHere = (done) => done.place === source.place;
 const keepActs = () => sessionStorage.setItem("acts", JSON.stringify(doneActs.slice(-50)));
 
@@ -191,11 +222,16 @@ async function deliver(act) {
         pending.done(act.document.act_id);
         throw error;
       }
+      retrying += 1;
       await new Promise((resolve) => setTimeout(resolve, wait));
+      retrying -= 1;
     }
   }
   return undefined;
 }
+
+// Only a page of images sends them again, in the same tab.
+window.addEventListener("beforeunload", (event) => retrying && event.preventDefault());
 
 function actOn(state, action, label = null) {
   const document = {
@@ -207,7 +243,7 @@ function actOn(state, action, label = null) {
     shown: state.shown,
     signature: state.signature,
   };
-  return { key: state.key, document };
+  return { key: state.key, name: state.name, document };
 }
 
 function randomId() {
@@ -215,47 +251,65 @@ function randomId() {
 }
 
 async function act(action, label = null) {
+  if (!isShown()) return note(TOO_EARLY);
   const state = current;
-  if (!state || (action === "accept" && !state.label)) return;
-  if (state.closed) {
-    note("This round is closed.");
-    return;
-  }
-  if (page.dataset.shown !== String(state.key)) {
-    note("This image is not on the screen yet.");
-    return;
-  }
+  if (action === "accept" && !state.label) return note("There is no answer to accept.");
+  if (state.closed) return note("This round is closed.");
   const made = actOn(state, action, label);
   pending.add(made);
   unsaved.delete(state.key);
-  const done = { place: source.place, key: state.key, shown: state.shown, signature: state.signature };
+  drafts.delete(state.key);
+  element("comment").value = "";
+  const done = { place: source.place, key: state.key, name: state.name, shown: state.shown, signature: state.signature };
   doneActs.push(done);
   keepActs();
   const sent = send(made);
+  const late = lateness();
   let next = "unread" in state ? (state.unread ?? undefined) : state.next?.[0];
   // This state may be older than the last save: an image that was just read is not the next one.
   if ("unread" in state && doneActs.some((one) => isHere(one) && one.key === String(next))) next = undefined;
   if (next !== undefined) open(next);
   const turn = showing;
+  let answer;
   try {
-    const answer = await sent;
-    unsaved.delete(state.key);
-    if (answer.others?.length) note(`${state.name}: ${answer.others.join(", ")} has read it too (${answer.status}).`);
-    if (next === undefined) {
-      await Promise.allSettled(sending.values()); // what is not saved yet would count as unread
-      if (turn !== showing) return; // the reader has gone elsewhere, or was sent back to what could not be saved
-      states.delete(state.key);
-      await open(state.key, { push: false });
-      const unread = current?.key === state.key ? (current.unread ?? undefined) : undefined;
-      if (unread === undefined) note("That was the last image.");
-      else open(unread);
-    }
+    answer = await sent;
   } catch (error) {
     forget(done);
-    unsaved.set(state.key, state.name);
-    states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
-    open(state.key, { message: `Not saved: ${error.message}`, comment: made.document.comment });
+    return comeBack(state, made, error);
   }
+  unsaved.delete(state.key);
+  if (answer.others?.length) note(`${state.name}: ${answer.others.join(", ")} has read it too (${answer.status}).`);
+  if (next !== undefined) return undefined;
+  await Promise.allSettled(sending.values()); // what is not saved yet would count as unread
+  if (turn !== showing) return undefined; // the reader has gone elsewhere, or was sent back to what could not be saved
+  states.delete(state.key);
+  await open(state.key, { push: false });
+  if (turn + 1 !== showing) return undefined;
+  const unread = current?.key === state.key ? (current.unread ?? undefined) : undefined;
+  if (unread === undefined) note("That was the last image.");
+  else open(unread, { unasked: late() });
+  return undefined;
+}
+
+// Whether the reader no longer waits for what a key does.
+function lateness() {
+  const since = performance.now();
+  return () => performance.now() - since > REACTION_MS;
+}
+
+// To an image whose reading could not be saved; not out of a comment that is being typed on another one.
+async function comeBack(state, made, error) {
+  const message = `Not saved: ${error.message}`;
+  const comment = element("comment");
+  unsaved.set(state.key, state.name);
+  states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
+  if (!drafts.get(state.key)) drafts.set(state.key, made.document.comment);
+  if (document.activeElement === comment && current.key !== state.key) {
+    banner(`${state.name} is not saved: ${error.message} The page goes back there after this comment.`);
+    await new Promise((resolve) => comment.addEventListener("blur", resolve, { once: true }));
+    if (!unsaved.has(state.key)) return;
+  }
+  open(state.key, { message, unasked: true });
 }
 
 // Of several readings that could not be saved the page comes back to one.
@@ -265,25 +319,31 @@ function othersUnsaved(key) {
 }
 
 async function undo() {
-  const last = doneActs.findLast(isHere) ?? (current?.mine ? current : null);
+  const done = doneActs.findLast(isHere);
+  if (!current || (!done && !isShown())) return note(TOO_EARLY);
+  const last = done ?? (current.mine ? current : null);
   if (!last) return note("There is nothing to undo.");
   const at = doneActs.indexOf(last);
   forget(last);
   const made = actOn({ ...last }, "withdraw");
   made.document.comment = "";
   pending.add(made);
+  const turn = showing;
+  const late = lateness();
   try {
     await send(made);
-    unsaved.delete(last.key);
-    states.delete(last.key);
-    await open(last.key);
-    note("Your reading of this image is withdrawn.");
   } catch (error) {
     // The next undo is of this act still, not of an earlier one; unless it was never saved.
     if (!error.final && at >= 0 && !unsaved.has(last.key)) doneActs.splice(at, 0, last);
     keepActs();
     banner(`Not undone: ${error.message}`);
+    return undefined;
   }
+  unsaved.delete(last.key);
+  states.delete(last.key);
+  if (turn !== showing) return note(`${last.name}: your reading is withdrawn.`); // the reader has gone on
+  await open(last.key, { unasked: late() });
+  note("Your reading of this image is withdrawn.");
   return undefined;
 }
 
@@ -427,9 +487,11 @@ function relatedAddress(id) {
 
 // Round and round all images of the study or patient, this one among them.
 function nextRelated() {
-  if (!current?.related?.length) return;
+  if (!isShown()) return note(TOO_EARLY);
+  if (!current.related?.length) return note("No other image of this study or patient is shown here.");
   const ids = [current.id, ...current.related.map((other) => other.id)].sort((a, b) => a - b);
   location.href = relatedAddress(ids[(ids.indexOf(current.id) + 1) % ids.length]);
+  return undefined;
 }
 
 function fillHistory(acts) {
@@ -448,10 +510,17 @@ function fillPresets() {
   select.replaceChildren(...viewer.presets().map((preset, number) => make("option", { value: number, text: preset.name })));
 }
 
+let standing = ""; // said until the image changes
+let noted = ""; // said for a while, in front of it
 function showMessage(text) {
+  standing = text;
+  say();
+}
+
+function say() {
   const message = element("message");
-  message.textContent = text;
-  message.hidden = !text;
+  message.textContent = noted || standing;
+  message.hidden = !(noted || standing);
 }
 
 function banner(text) {
@@ -461,9 +530,10 @@ function banner(text) {
 
 let noteTimer = 0;
 function note(text) {
-  showMessage(text);
+  noted = text;
+  say();
   clearTimeout(noteTimer);
-  noteTimer = setTimeout(() => showMessage(""), 4000);
+  if (text) noteTimer = setTimeout(() => note(""), 4000);
 }
 
 // ---- the view ----
@@ -477,11 +547,11 @@ function viewChanged() {
   const { center, width } = viewer.current();
   const figure = (number) => (Math.abs(number) < 10 ? number.toFixed(2) : Math.round(number));
   readout.textContent = `C ${figure(center)}  W ${figure(width)}  ${Math.round(100 * viewer.zoom * devicePixelRatio)} %${viewer.image.step > 1 ? "  reduced" : ""}`;
-  if (viewer.wantsMore() && current && current.wanting !== current.id) {
-    const { id } = current;
+  if (viewer.wantsMore() && current && onScreen === current.key && current.wanting !== current.id) {
+    const { id, key } = current;
     current.wanting = id;
     bodyOf(id, "full")
-      .then((body) => current?.id === id && viewer.show(body, { keep: true }))
+      .then((body) => onScreen === key && viewer.show(body, { keep: true }))
       .catch((error) => note(error.message));
   }
 }
@@ -501,6 +571,7 @@ async function setHeat(on) {
       note(`What moved the score for ${words(overlay.label)}; not where disease is.`);
     }
   } catch (error) {
+    if (current !== state) return undefined;
     setHeat(false);
     note(error.message);
   }
@@ -519,7 +590,16 @@ function nextPreset() {
   viewer.setWindow(viewer.presets()[select.value].window);
 }
 
-const step = (keys) => (keys?.length ? open(keys[0]) : note("There is no further image in this list."));
+// From the image that the page is on its way to, so that every key counts: twice `n` goes two further.
+let steps = Promise.resolve();
+function step(way) {
+  steps = steps.then(async () => {
+    const from = await Promise.resolve(heading).catch(() => current);
+    if (!from) note(TOO_EARLY);
+    else if (!from[way]?.length) note("There is no further image in this list.");
+    else open(from[way][0]);
+  });
+}
 
 const KEYS = {
   a: () => act("accept"),
@@ -527,10 +607,10 @@ const KEYS = {
   s: () => act("skip"),
   z: undo,
   i: () => viewer.invert(),
-  h: () => current && !current.blinded && setHeat(!heatOn),
+  h: () => isShown() && !current.blinded && setHeat(!heatOn),
   w: nextPreset,
-  n: () => step(current?.next),
-  p: () => step(current?.previous),
+  n: () => step("next"),
+  p: () => step("previous"),
   g: nextRelated,
   0: () => viewer.fit(),
   r: () => viewer.real(),
@@ -559,6 +639,19 @@ for (const [id, run] of Object.entries({ invert: KEYS.i, fit: KEYS[0], real: KEY
 for (const button of document.querySelectorAll("[data-act]")) {
   button.addEventListener("click", () => (button.dataset.act === "undo" ? undo() : act(button.dataset.act)));
 }
+element("comment").addEventListener("input", (event) => current && drafts.set(current.key, event.target.value));
+// The second click of a double click would act on the next image, which is there by then.
+for (const holder of [element("choices"), document.querySelector(".others")]) {
+  holder.addEventListener(
+    "click",
+    (event) => {
+      if (event.detail < 2) return;
+      event.stopPropagation();
+      note("A double click counts once.");
+    },
+    { capture: true },
+  );
+}
 window.addEventListener("popstate", () => {
   const key = source.keyOf(location.pathname);
   if (key) {
@@ -570,14 +663,17 @@ window.addEventListener("popstate", () => {
 // What a killed tab or server left unsent is sent now, under its old id: it counts once.
 async function start() {
   history.replaceState({ key: source.first }, "", location.href);
-  for (const act of pending.all()) {
+  const unsent = pending.all();
+  const lost = [];
+  if (unsent.length) showMessage("Saving what was not saved yet …");
+  for (const act of unsent) {
     try {
       await send(act);
     } catch (error) {
-      banner(`An earlier reading was not saved: ${error.message}`);
+      lost.push(`An earlier reading (${act.name ?? "of another page"}) was not saved: ${error.message}`);
     }
   }
-  await open(source.first, { push: false, message: element("banner").textContent });
+  await open(source.first, { push: false, message: lost.join(" ") });
 }
 
 start();

@@ -15,6 +15,7 @@ async function refresh() {
   }
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (holder.contains(document.activeElement)) return; // a row was chosen meanwhile: it stays under the hand
   holder.replaceChildren(...page.body.childNodes);
   let added = 0;
   for (const row of holder.querySelectorAll("tr[data-id]")) {
@@ -25,14 +26,16 @@ async function refresh() {
   if (added && before.size) document.getElementById("live").textContent = `${added} new`;
 }
 
-setInterval(refresh, EVERY_MS);
+// One after another: an answer that is late must not replace a newer one.
+async function goOn() {
+  await refresh();
+  setTimeout(goOn, EVERY_MS);
+}
+setTimeout(goOn, EVERY_MS);
 
 // What is not filtered by stays out of the address.
-document.getElementById("filters").addEventListener("submit", (event) => {
-  for (const field of event.target.elements) {
-    if (field.name && (field.value === "" || (field.name === "sort" && field.value === "uncertain"))) field.disabled = true;
+document.getElementById("filters").addEventListener("formdata", ({ formData }) => {
+  for (const [name, value] of [...formData]) {
+    if (value === "" || (name === "sort" && value === "uncertain")) formData.delete(name);
   }
-});
-window.addEventListener("pageshow", () => {
-  for (const field of document.getElementById("filters").elements) field.disabled = false;
 });
