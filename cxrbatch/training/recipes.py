@@ -192,8 +192,8 @@ def _contradiction(recipe: Recipe) -> str:
         return f"its other output has the name of a class, {recipe.other}"
     if recipe.other and not any(recipe.other in one.classes for one in recipe.partial):
         return f"no [[partial]] label teaches its other output, {recipe.other}"
-    if recipe.source_weights and (recipe.sampling != "balanced" or min(recipe.source_weights.values()) <= 0):
-        return "[source_weights] must be above 0 and need balanced sampling"
+    if recipe.source_weights and recipe.sampling != "balanced":
+        return "[source_weights] need balanced sampling"
     if sum(one.share for one in recipe.partial) >= 1:
         return "the shares of [[partial]] leave nothing for the classes"
     if recipe.role == "findings" and (not recipe.classes or recipe.sampling == "balanced"):
