@@ -297,6 +297,16 @@ def test_a_second_frame_that_the_header_does_not_declare_goes_to_review(syntax: 
     assert shrunk.facts.quality_flags == ("decoder_warning",)
 
 
+def test_garbage_behind_the_frame_that_an_offset_table_points_to_goes_to_review() -> None:
+    dataset = as_dicom(EIGHT, JPEGLSLossless)
+    dataset.PixelData = encapsulate([encode_frame(EIGHT, JPEGLSLossless), b"second frame"])
+    data = write_dicom(dataset)
+    item = b"\xfe\xff\x00\xe0\x0c\x00\x00\x00second"
+    assert data.count(item) == 1
+    _, facts = read_grey(data.replace(item, b"\xfe\xff\x99" + item[3:]))
+    assert facts.quality_flags == ("decoder_warning",)
+
+
 def test_a_frame_in_many_fragments() -> None:
     dataset = as_dicom(EIGHT, JPEGLSLossless)
     dataset.PixelData = encapsulate([imagecodecs.jpegls_encode(EIGHT)], fragments_per_frame=7, has_bot=False)

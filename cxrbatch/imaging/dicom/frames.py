@@ -56,6 +56,7 @@ _AS_DECODED: Any = {
     "apply_jls_sign_correction": False,
     "apply_j2k_sign_correction": False,
 }
+_SINGLE = (None, "", 0, 1)  # NumberOfFrames of one frame
 _ITEM = b"\xfe\xff\x00\xe0"
 DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(
     (*_JPEG, *_J2K, RLELossless), ("imagecodecs", "simplejpeg")
@@ -138,8 +139,9 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
             samples = _fitted(samples, samples.dtype.itemsize * 8)
     native = f"pydicom {pydicom.__version__}"
     if _trace.output is None:
-        suspect = _has_excess(dataset, samples.nbytes)
-        return FirstFrame(samples, native, suspect, above_bits_stored=_trace.above_bits_stored)
+        return FirstFrame(
+            samples, native, _has_excess(dataset, samples.nbytes), above_bits_stored=_trace.above_bits_stored
+        )
     output = _trace.output
     suspect = output.suspect or _begins_again(dataset)
     return FirstFrame(samples, output.decoder, suspect, above_bits_stored=_trace.above_bits_stored)
@@ -251,24 +253,23 @@ def _fitted(samples: NDArray[Any], precision: int, lossy: bool = False, own_sign
     return samples
 
 
-def _is_single(dataset: Dataset) -> bool:
-    return dataset.get("NumberOfFrames") in (None, "", 0, 1)
-
-
 def _has_excess(dataset: Dataset, frame_bytes: int) -> bool:
     """Whether uncompressed pixel data continue after the one frame that the header declares."""
     value = dataset.get("PixelData")
-    whole_bytes = dataset.get("BitsAllocated") != 1
-    return whole_bytes and _is_single(dataset) and isinstance(value, bytes) and len(value) > frame_bytes + 1
+    whole_bytes = dataset.get("BitsAllocated") != 1 and isinstance(value, bytes)
+    return whole_bytes and dataset.get("NumberOfFrames") in _SINGLE and len(value) > frame_bytes + 1
 
 
 def _begins_again(dataset: Dataset) -> bool:
     """Whether a later fragment begins like the first one: there is a second frame, though the header declares one."""
-    if not _is_single(dataset):
+    if dataset.get("NumberOfFrames") not in _SINGLE:
         return False
-    buffer = BytesIO(dataset.PixelData)
-    parse_basic_offsets(buffer)
-    heads = [dataset.PixelData[at + 8 : at + 11] for at in parse_fragments(buffer)[1]]
+    try:
+        parse_basic_offsets(buffer := BytesIO(dataset.PixelData))
+        offsets = parse_fragments(buffer)[1]
+    except Exception:  # garbage behind the first frame, which an offset table kept pydicom from reading
+        return True
+    heads = [dataset.PixelData[at + 8 : at + 11] for at in offsets]
     return heads.count(heads[0]) > 1
 
 

@@ -151,7 +151,7 @@ def _has_oblong_pixels(dataset: Dataset) -> bool:
     for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         try:
             height, width = (float(side) for side in dataset.get(keyword) or ())
-        except (TypeError, ValueError):  # not two numbers
+        except Exception:  # not two numbers; what pydicom raises for values of another kind is open
             continue
         if min(height, width) > 0 and max(height, width) > _MOST_OBLONG * min(height, width):
             return True
