@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.imaging.decode import read_grey
@@ -106,3 +106,31 @@ def test_a_tiff_that_does_not_say_what_its_pixels_mean_is_refused(tag: int, at: 
         entry = file.pages.first.tags[tag].offset
     data[entry + at : entry + at + 2] = value.to_bytes(2, "little")
     assert refusal(bytes(data)) == ReasonCode.UNSUPPORTED_PIXELS
+
+
+def with_palette(indices: Any, entries: bytes, bits: int, syntax: UID = ExplicitVRLittleEndian, **more: Any) -> bytes:
+    elements: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR", **more}
+    for colour in ("Red", "Green", "Blue"):
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [len(CURVE) % 65536, 0, bits]
+        elements[f"{colour}PaletteColorLookupTableData"] = entries
+    return write_dicom(as_dicom(indices, syntax, **elements))
+
+
+CURVE = np.rint(np.linspace(0, 1, 4096) ** 2 * 65535).astype(np.uint16)
+TWELVE = EIGHT.astype(np.uint16) * 16
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_palettes_of_more_than_256_colours_in_both_byte_orders(syntax: UID) -> None:
+    order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
+    expected = np.rint(CURVE[TWELVE] / 257)
+    packed = (CURVE >> 8).astype(np.uint8).view("<u2").astype(order).tobytes()  # two entries of 8 bits in a word
+    for entries, bits in ((CURVE.astype(order).tobytes(), 16), ((CURVE >> 8).astype(order).tobytes(), 8), (packed, 8)):
+        grey, facts = read_grey(with_palette(TWELVE, entries, bits, syntax, BitsStored=12, HighBit=11))
+        assert np.abs(grey - expected).max() <= 1
+        assert facts.quality_flags == ()
+
+
+def test_a_palette_that_lacks_a_colour_is_a_reason() -> None:
+    broken = with_palette(TWELVE, b"", 16, BitsStored=12, HighBit=11)
+    assert refusal(broken) == ReasonCode.CORRUPT_DICOM

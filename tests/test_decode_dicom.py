@@ -35,8 +35,9 @@ from pydicom.uid import (
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes, read_grey
 from cxrbatch.imaging.dicom.frames import decoder_table
-from cxrbatch.samples.dicom import as_dicom, write_dicom
+from cxrbatch.samples.dicom import as_dicom, encode_frame, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
+from cxrbatch.types import ModelInputSpec
 
 IMAGE = draw_chest(Chest(rows=160, columns=144))
 EIGHT = np.rint(IMAGE * 255).astype(np.uint8)
@@ -283,10 +284,35 @@ def test_of_many_frames_the_first_is_read_and_flagged(with_table: bool) -> None:
     assert "multi_frame" in facts.quality_flags
 
 
+@pytest.mark.parametrize("with_table", [True, False])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGBaseline8Bit, JPEGLSLossless, JPEG2000Lossless])
+def test_a_second_frame_that_the_header_does_not_declare_goes_to_review(syntax: UID, with_table: bool) -> None:
+    big = np.kron(EIGHT, np.ones((4, 4), np.uint8))  # codecs shrink it
+    frames = [encode_frame(image, syntax) for image in (big, 255 - big)]
+    dataset = as_dicom(big, syntax)
+    dataset.PixelData = encapsulate(frames, has_bot=with_table)
+    _, facts = read_grey(write_dicom(dataset))
+    assert facts.quality_flags == ("decoder_warning",)
+    shrunk = decode_bytes(write_dicom(dataset), (ModelInputSpec(64),), LIMITS, Identifiers())
+    assert shrunk.facts.quality_flags == ("decoder_warning",)
+
+
+def test_garbage_behind_the_frame_that_an_offset_table_points_to_goes_to_review() -> None:
+    dataset = as_dicom(EIGHT, JPEGLSLossless)
+    dataset.PixelData = encapsulate([encode_frame(EIGHT, JPEGLSLossless), b"second frame"])
+    data = write_dicom(dataset)
+    item = b"\xfe\xff\x00\xe0\x0c\x00\x00\x00second"
+    assert data.count(item) == 1
+    _, facts = read_grey(data.replace(item, b"\xfe\xff\x99" + item[3:]))
+    assert facts.quality_flags == ("decoder_warning",)
+
+
 def test_a_frame_in_many_fragments() -> None:
     dataset = as_dicom(EIGHT, JPEGLSLossless)
     dataset.PixelData = encapsulate([imagecodecs.jpegls_encode(EIGHT)], fragments_per_frame=7, has_bot=False)
-    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], EIGHT)
+    grey, facts = read_grey(write_dicom(dataset))
+    np.testing.assert_array_equal(grey, EIGHT)
+    assert facts.quality_flags == ()
 
 
 def test_j2k_whose_sign_differs_from_the_header() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
+from pydicom.uid import JPEGBaseline8Bit
 
 from cxrbatch.imaging.decode import read_grey
-from cxrbatch.samples.dicom import as_dicom, write_dicom
+from cxrbatch.samples.dicom import as_dicom, encode_frame, write_dicom
 from cxrbatch.samples.phantom import Chest, draw_chest
 
 TWELVE = np.rint(draw_chest(Chest(rows=160, columns=144)) * 3600 + 200).astype(np.uint16)
@@ -54,3 +56,58 @@ def test_a_table_that_cannot_be_read_is_not_passed_over(keyword: str) -> None:
 def test_empty_numbers_are_none() -> None:
     empty = dict.fromkeys(("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"))
     assert read_grey(write_dicom(as_dicom(TWELVE, bits=12, **empty)))[1].quality_flags == ()
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        {"WindowCenter": "2000"},
+        {"WindowWidth": "3000"},
+        {"RescaleSlope": "-1"},
+        {"RescaleIntercept": "-1024", "WindowCenter": "900", "WindowWidth": "3000"},
+        {"RescaleSlope": "0", "RescaleIntercept": "0"},
+        {"VOILUTFunction": "LOG", "WindowCenter": "2000", "WindowWidth": "3000"},
+    ],
+)
+def test_a_header_that_says_half_of_it_is_not_guessed_from(half: dict[str, str]) -> None:
+    _, facts = read_grey(write_dicom(as_dicom(TWELVE, bits=12, **half)))
+    assert (facts.grey_path, facts.quality_flags) == ("percentile 0.5-99.5", ("window_unusable",))
+
+
+@pytest.mark.parametrize("neutral", [{"RescaleSlope": "1"}, {"RescaleIntercept": "0"}, {"VOILUTFunction": "LOG"}])
+def test_a_half_that_changes_nothing_is_no_reason_for_review(neutral: dict[str, str]) -> None:
+    assert read_grey(write_dicom(as_dicom(TWELVE, bits=12, **neutral)))[1].quality_flags == ()
+
+
+@pytest.mark.parametrize(("photometric", "shape"), [("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")])
+def test_a_header_that_names_both_polarities_goes_to_review(photometric: str, shape: str) -> None:
+    ramp = np.tile(np.linspace(100, 3000, 144).astype(np.uint16), (160, 1))  # neither like a chest nor its negative
+    other = {"IDENTITY": "INVERSE", "INVERSE": "IDENTITY"}[shape]
+    for said, flags in ((shape, ("polarity_suspect",)), (other, ())):
+        elements = {"PhotometricInterpretation": photometric, "PresentationLUTShape": said}
+        _, facts = read_grey(write_dicom(as_dicom(ramp, bits=12, **elements)))
+        assert facts.quality_flags == flags
+        assert facts.inverted == (photometric == "MONOCHROME1" or said == "INVERSE")
+
+
+@pytest.mark.parametrize(
+    ("oblong", "flagged"),
+    [
+        ({"PixelAspectRatio": ["2", "1"]}, True),
+        ({"PixelSpacing": ["0.1", "0.2"]}, True),
+        ({"ImagerPixelSpacing": ["0.2", "0.1"]}, True),
+        ({"PixelSpacing": ["0.143", "0.139"], "PixelAspectRatio": ["1", "1"]}, False),
+        ({"PixelSpacing": ["0", "0"], "ImagerPixelSpacing": "0.1"}, False),
+    ],
+)
+def test_pixels_that_are_not_square_go_to_review(oblong: dict[str, Any], flagged: bool) -> None:
+    flags = read_grey(write_dicom(as_dicom(TWELVE, bits=12, **oblong)))[1].quality_flags
+    assert flags == (("extreme_aspect",) if flagged else ())
+
+
+def test_a_window_of_12_bits_over_a_jpeg_of_8_goes_to_review() -> None:
+    dataset = as_dicom(TWELVE, bits=12, WindowCenter=300, WindowWidth=800)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([encode_frame((TWELVE >> 4).astype(np.uint8), JPEGBaseline8Bit)])
+    dataset["PixelData"].VR = "OB"
+    assert read_grey(write_dicom(dataset))[1].quality_flags == ("decoder_warning",)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from time import tzset
 
@@ -127,6 +128,22 @@ def test_names_keep_their_bytes_where_the_source_names_another_character_set(tmp
     for dataset in made_of(stored(tmp_path, [path])).values():
         assert dataset.get_item("PatientName").value == b"M\xfcller^J\xf6rg "
         assert dataset.get_item("PatientID").value == b"N\xb01 "
+
+
+def test_a_label_of_any_letters_is_the_same_words_in_every_character_set(tmp_path: Path) -> None:
+    names = {"SpecificCharacterSet": "ISO_IR 144", "PatientName": "Люкceмбypг"}
+    said = stored(tmp_path, written(tmp_path / "in", **names), label="RÖ\\NT")
+    report = made_of(said, with_map=False)["sr"]
+    assert "'RU00D6U005CNT'" in str(report)
+    assert report.PatientName == "Люкceмбypг"
+
+
+def test_an_empty_character_set_is_not_passed_on_and_two_studies_are_none(tmp_path: Path) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", SpecificCharacterSet=""))
+    assert all("SpecificCharacterSet" not in dataset for dataset in made_of(said, with_map=False).values())
+    (path,) = written(tmp_path / "two", StudyInstanceUID=["1.2.3", "1.2.4"])
+    with pytest.raises(NotMade, match="no_study"):
+        make_objects(replace(said, paths=(str(path),), sha256=sha256(path.read_bytes()).hexdigest()), KINDS, Limits())
 
 
 def test_the_same_result_is_the_same_object_and_another_one_is_not(reported: Reported) -> None:

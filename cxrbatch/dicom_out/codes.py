@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydicom.sr.coding import Code
 
-__all__ = ["CHEST", "PRIVATE_SCHEME", "finding_of", "private"]
+__all__ = ["CHEST", "PRIVATE_SCHEME", "finding_of", "plain", "private"]
 
 PRIVATE_SCHEME = "99CXRBATCH"  #: PS3.16 section 8: designators of private schemes begin with 99
 
@@ -30,7 +30,15 @@ _FINDINGS = {
 
 def finding_of(label: str) -> Code:
     """The code of a label; one of our own scheme where no SNOMED code was verified (labels of other bundles)."""
-    return _FINDINGS.get(label) or private(label, label.replace("_", " ").capitalize())
+    return _FINDINGS.get(label) or private(plain(label), plain(label.replace("_", " ").capitalize()))
+
+
+def plain(words: str) -> str:
+    """Words of a bundle in the letters that every character set has: the objects have that of their source.
+
+    A backslash separates values; it and other letters become "U" and their number in hex.
+    """
+    return "".join(c if " " <= c <= "~" and c != "\\" else f"U{ord(c):04X}" for c in words)
 
 
 def private(value: str, meaning: str) -> Code:

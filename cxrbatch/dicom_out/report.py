@@ -29,7 +29,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from cxrbatch.dicom_out.codes import CHEST, PRIVATE_SCHEME, finding_of, private
+from cxrbatch.dicom_out.codes import CHEST, PRIVATE_SCHEME, finding_of, plain, private
 from cxrbatch.dicom_out.source import Source, series_of, set_times
 from cxrbatch.own_objects import MANUFACTURER, make_uid
 from cxrbatch.store.reported import Reported
@@ -65,7 +65,7 @@ def make_report(reported: Reported, source: Source, uid: str, series_uid: str) -
         uid=make_uid("device", reported.manifest_sha256),
         name=MANUFACTURER,
         manufacturer_name=MANUFACTURER,
-        model_name=reported.cascade[:64],
+        model_name=plain(reported.cascade)[:64],
         serial_number=reported.manifest_sha256[:64],
     )
     context = ObservationContext(
@@ -109,8 +109,8 @@ class _Groups:
         self._reported = reported
         self._image = SourceImageForMeasurementGroup(source.sop_class_uid, source.sop_instance_uid)
         self._algorithm = AlgorithmIdentification(
-            name=reported.cascade,
-            version=reported.cascade.rpartition(" ")[2],
+            name=plain(reported.cascade),
+            version=plain(reported.cascade).rpartition(" ")[2],
             parameters=[f"manifest sha256 {reported.manifest_sha256}"],
             family=codes.DCM.ArtificialIntelligence,  # CID 7162
             manufacturer=MANUFACTURER,
@@ -167,7 +167,7 @@ class _Groups:
         said = self._reported
         return MeasurementsAndQualitativeEvaluations(
             tracking_identifier=TrackingIdentifier(
-                uid=make_uid(said.sha256, said.manifest_sha256, "finding", name), identifier=name
+                uid=make_uid(said.sha256, said.manifest_sha256, "finding", name), identifier=plain(name)
             ),
             finding_type=CodedConcept.from_code(finding),
             algorithm_id=self._algorithm if by_algorithm else None,

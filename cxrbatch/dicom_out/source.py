@@ -15,6 +15,7 @@ from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.multival import MultiValue
 
 from cxrbatch import __version__
+from cxrbatch.dicom_out.codes import plain
 from cxrbatch.own_objects import MANUFACTURER, SERIES_DESCRIPTIONS
 from cxrbatch.store.reported import Reported
 
@@ -95,7 +96,7 @@ def series_of(reported: Reported, kind: str) -> dict[str, Any]:
     """The arguments of highdicom's constructors that say who made the object, and when."""
     return {
         "manufacturer": MANUFACTURER,
-        "manufacturer_model_name": reported.cascade[:64],
+        "manufacturer_model_name": plain(reported.cascade)[:64],
         "software_versions": __version__,
         "series_description": SERIES_DESCRIPTIONS[kind],
         "instance_number": 1,
@@ -106,7 +107,7 @@ def inherit(dataset: Dataset, header: Dataset) -> None:
     """Put patient and study of the source into an object, character set included."""
     for keyword in _INHERITED:
         element = _element(header, keyword)
-        if element is not None:
+        if element is not None and (element.value or keyword in _REQUIRED):
             dataset[keyword] = element
         elif keyword in dataset and keyword not in _REQUIRED:
             del dataset[keyword]
@@ -150,4 +151,4 @@ def _element(header: Dataset, keyword: str) -> DataElement | RawDataElement | No
 
 def _text(header: Dataset, keyword: str) -> str:
     value = header.get(keyword)
-    return "" if value is None else str(value).strip("\x00 ")
+    return "" if value is None or isinstance(value, MultiValue) else str(value).strip("\x00 ")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from threading import local
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -55,6 +56,7 @@ _AS_DECODED: Any = {
     "apply_jls_sign_correction": False,
     "apply_j2k_sign_correction": False,
 }
+_SINGLE = (None, "", 0, 1)  # NumberOfFrames of one frame
 _ITEM = b"\xfe\xff\x00\xe0"
 DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(
     (*_JPEG, *_J2K, RLELossless), ("imagecodecs", "simplejpeg")
@@ -127,7 +129,8 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
         except Exception as error:
             smaller = _trace.output
             if smaller is not None and smaller.shrunk > 1:
-                return FirstFrame(smaller.samples, smaller.decoder, smaller.suspect, smaller.shrunk)
+                suspect = smaller.suspect or _begins_again(dataset)
+                return FirstFrame(smaller.samples, smaller.decoder, suspect, smaller.shrunk)
             raise (_trace.problem or _explain(error)) from error
         # Gateways that decompress JPEG 2000 leave its two names on what is RGB by then.
         if samples.ndim == 3 and seen["photometric_interpretation"] not in ("RGB", "YBR_RCT", "YBR_ICT"):
@@ -136,10 +139,12 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
             samples = _fitted(samples, samples.dtype.itemsize * 8)
     native = f"pydicom {pydicom.__version__}"
     if _trace.output is None:
-        suspect = _has_excess(dataset, samples.nbytes)
-        return FirstFrame(samples, native, suspect, above_bits_stored=_trace.above_bits_stored)
+        return FirstFrame(
+            samples, native, _has_excess(dataset, samples.nbytes), above_bits_stored=_trace.above_bits_stored
+        )
     output = _trace.output
-    return FirstFrame(samples, output.decoder, output.suspect, above_bits_stored=_trace.above_bits_stored)
+    suspect = output.suspect or _begins_again(dataset)
+    return FirstFrame(samples, output.decoder, suspect, above_bits_stored=_trace.above_bits_stored)
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
@@ -167,6 +172,8 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
         output = decode_jpeg(src, header, most)
         if not _can_leave(output):
             output = decode_jpeg(src, header)
+        if header.lossy and _trace.bits is not None and header.precision < _trace.bits.stored:
+            output = replace(output, suspect=True)  # scaled to fewer bits, unlike the header's window
         if header.colours:
             runner.set_option("photometric_interpretation", header.colours)
     elif src.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")):
@@ -249,8 +256,21 @@ def _fitted(samples: NDArray[Any], precision: int, lossy: bool = False, own_sign
 def _has_excess(dataset: Dataset, frame_bytes: int) -> bool:
     """Whether uncompressed pixel data continue after the one frame that the header declares."""
     value = dataset.get("PixelData")
-    single = dataset.get("NumberOfFrames") in (None, "", 1) and dataset.get("BitsAllocated") != 1
-    return single and isinstance(value, bytes) and len(value) > frame_bytes + 1
+    whole_bytes = dataset.get("BitsAllocated") != 1 and isinstance(value, bytes)
+    return whole_bytes and dataset.get("NumberOfFrames") in _SINGLE and len(value) > frame_bytes + 1
+
+
+def _begins_again(dataset: Dataset) -> bool:
+    """Whether a later fragment begins like the first one: there is a second frame, though the header declares one."""
+    if dataset.get("NumberOfFrames") not in _SINGLE:
+        return False
+    try:
+        parse_basic_offsets(buffer := BytesIO(dataset.PixelData))
+        offsets = parse_fragments(buffer)[1]
+    except Exception:  # garbage behind the first frame, which an offset table kept pydicom from reading
+        return True
+    heads = [dataset.PixelData[at + 8 : at + 11] for at in offsets]
+    return heads.count(heads[0]) > 1
 
 
 def _is_native(syntax: UID) -> bool:

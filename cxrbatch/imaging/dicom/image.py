@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian
 
 from cxrbatch.deidentify import Identifiers
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.imaging.dicom.frames import FirstFrame, decode_first_frame
 from cxrbatch.imaging.dicom.identity import describe, is_child, text
+from cxrbatch.imaging.dicom.look_up_tables import palette_colours, read_table
 from cxrbatch.imaging.dicom.read import PIXEL_KEYWORDS, read_dicom
 from cxrbatch.imaging.formats.stored import StoredImage, require_size
 from cxrbatch.imaging.greyscale import GreyScale, LookUpTable, Window
@@ -30,6 +30,7 @@ _ITEMS, _MOST_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"), 100_000
 _MOST_FRAMES = 2**31 - 1  # of an IS (PS3.5 6.2), and of the column in the store
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _NUMBERS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
+_MOST_OBLONG = 1.1  # training squashes images by more
 _UNREADABLE = Window(math.nan, math.nan)  # shows that there is one, which is then flagged `window_unusable`
 
 
@@ -60,6 +61,8 @@ def read_dicom_image(
         "decoder_warning": frame.suspect,
         "paediatric": is_child(text(dataset, "PatientAge")),
         "above_bits_stored": frame.above_bits_stored,
+        "polarity_suspect": _contradicts_itself(dataset, photometric),
+        "extreme_aspect": _has_oblong_pixels(dataset),
     }
     facts = ImageFacts(
         format="dicom",
@@ -81,11 +84,8 @@ def _seen(
     """Samples and grey scale by PhotometricInterpretation (PS3.3 C.7.6.3.1.2)."""
     samples = frame.samples
     if photometric == "PALETTE COLOR":
-        try:
-            coloured = apply_color_lut(samples, dataset)
-        except Exception as error:
-            raise Rejected(ReasonCode.CORRUPT_DICOM, "The colour palette does not parse.") from error
-        return coloured[..., :3], GreyScale(coloured.dtype.itemsize * 8, may_fill_range=True)
+        colours = palette_colours(samples, dataset, little_endian)
+        return colours, GreyScale(colours.dtype.itemsize * 8, may_fill_range=True)
     if samples.ndim == 3:
         if photometric == "MONOCHROME1" or samples.dtype.kind != "u" or samples.dtype.itemsize > 4:
             raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The colour pixels have a layout that nobody defines.")
@@ -106,22 +106,23 @@ def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bo
     """
     places = list(_places(dataset))
     slope, intercept = _first_number(places, "RescaleSlope"), _first_number(places, "RescaleIntercept")
-    if slope is None or intercept is None or slope == 0:
-        slope, intercept = 1.0, 0.0
+    half = slope == 0 or (None in (slope, intercept) and (slope or 1.0, intercept or 0.0) != (1.0, 0.0))
     modality_lut = _look_up_table(places, "ModalityLUTSequence", little_endian, signed)
     after_modality_signed = signed if modality_lut is None else False
     center, width = _first_number(places, "WindowCenter"), _first_number(places, "WindowWidth")
     function = next((f for f in (text(p, "VOILUTFunction").upper() for p in places) if f), "LINEAR")
-    window = None
-    if center is not None and width is not None:
-        window = Window(center, width, function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR")
-    voi_lut = _look_up_table(places, "VOILUTSequence", little_endian, after_modality_signed or intercept < 0)
+    window = None if center is None and width is None else _UNREADABLE
+    if center is not None and width is not None and function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        window = Window(center, width, function)
+    voi_lut = _look_up_table(places, "VOILUTSequence", little_endian, after_modality_signed or (intercept or 0) < 0)
     if voi_lut is None and any(_items(place, "VOILUTSequence") for place in places):
         window = window or _UNREADABLE
     if any(_is_unreadable(places, keyword) for keyword in _NUMBERS) or (
-        modality_lut is None and any(_items(place, "ModalityLUTSequence") for place in places)
+        modality_lut is None and (half or any(_items(place, "ModalityLUTSequence") for place in places))
     ):
         window, voi_lut = _UNREADABLE, None  # each of them means something only together with the others
+    if slope is None or intercept is None or slope == 0:
+        slope, intercept = 1.0, 0.0
     padding = None
     if (low := _stored_number(dataset, "PixelPaddingValue", signed)) is not None:
         limit = _stored_number(dataset, "PixelPaddingRangeLimit", signed)
@@ -137,6 +138,24 @@ def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bo
         padding=padding,
         inverted=photometric == "MONOCHROME1" or inverse,
     )
+
+
+def _contradicts_itself(dataset: Dataset, photometric: str) -> bool:
+    """Whether PresentationLUTShape is that of the other polarity (C.8.11.3.1.2). Viewers then differ."""
+    other = {"MONOCHROME1": "IDENTITY", "MONOCHROME2": "INVERSE"}.get(photometric)
+    return any(text(place, "PresentationLUTShape").upper() == other for place in _places(dataset))
+
+
+def _has_oblong_pixels(dataset: Dataset) -> bool:
+    """Whether pixels are clearly not square (10.7.1.3, C.7.6.3.1.7): the model input would show a squashed chest."""
+    for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        try:
+            height, width = (float(side) for side in dataset.get(keyword) or ())
+        except Exception:  # not two numbers; what pydicom raises for values of another kind is open
+            continue
+        if min(height, width) > 0 and max(height, width) > _MOST_OBLONG * min(height, width):
+            return True
+    return False
 
 
 def _places(dataset: Dataset) -> Iterator[Dataset]:
@@ -163,31 +182,9 @@ def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 
 def _look_up_table(places: list[Dataset], keyword: str, little_endian: bool, signed_input: bool) -> LookUpTable | None:
-    """The first item of a LUT sequence, or None if none parses.
-
-    The VR of descriptor and data is US, SS or OW (C.11.1.1). The descriptor's second value is signed if its input is;
-    the data are unsigned.
-    """
-    for place in places:
-        for item in _items(place, keyword)[:1]:
-            try:
-                length, first, bits = (int(v) for v in item.LUTDescriptor)
-                length = (length & 0xFFFF) or 65536
-                raw = item.LUTData
-                if isinstance(raw, bytes):
-                    entries = np.frombuffer(raw, "<u2" if little_endian else ">u2")
-                else:
-                    entries = np.atleast_1d(np.asarray(raw, np.int64) & 0xFFFF)
-                if bits <= 8 and len(entries) == (length + 1) // 2:  # two in a word, the first in its lower byte
-                    entries = entries.astype("<u2").view(np.uint8)
-            except Exception:
-                return None
-            first = first - 65536 if signed_input and first > 32767 else first
-            entries = entries[:length].astype(np.float64)
-            if not len(entries) or not 1 <= bits <= 16:
-                return None
-            return LookUpTable(first, entries, bits)
-    return None
+    """The first item of a LUT sequence, or None if none parses."""
+    item = next((item for place in places for item in _items(place, keyword)[:1]), None)
+    return None if item is None else read_table(item, "LUT", little_endian, signed_input)
 
 
 def _is_unreadable(places: list[Dataset], keyword: str) -> bool:
