@@ -76,7 +76,7 @@ def _without_label_sets(row: Any) -> dict[str, Any]:
     return {name: value for name, value in row._mapping.items() if name not in lost}
 
 
-@pytest.mark.parametrize("step", ["0001", "0002", "0003", "0004", "0006", "0007"])
+@pytest.mark.parametrize("step", ["0001", "0002", "0003", "0004", "0006", "0007", "0008"])
 def test_rows_live_through_each_step_there_and_back(store_url: str, step: str) -> None:
     with Store.open(store_url) as store:
         run = begin(store)
