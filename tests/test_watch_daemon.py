@@ -275,7 +275,7 @@ def test_an_engine_that_is_lost_ends_the_process_and_the_next_one_goes_on(place:
 
 def test_once_that_is_ended_before_its_end_says_so(place: Place) -> None:
     image(place.incoming / "young.png", 1)
-    daemon = place.start("--once", CXRBATCH_QUIET_S="60")
+    daemon = place.start("--once", CXRBATCH_QUIET_S="3600")
     place.wait(lambda: " watching " in place.log, daemon)
     assert place.stop(daemon) == ExitCode.INTERRUPTED
     assert not place.settled(), "it was there, and has no outcome"
