@@ -94,8 +94,11 @@ class Bucket:
         )
         self._client.create_bucket(Bucket=name)
 
-    def put(self, key: str, data: bytes) -> None:
-        self._client.put_object(Bucket=self.name, Key=key, Body=data)
+    def put(self, key: str, data: bytes, storage_class: str = "STANDARD") -> None:
+        self._client.put_object(Bucket=self.name, Key=key, Body=data, StorageClass=storage_class)
+
+    def restore(self, key: str) -> None:
+        self._client.restore_object(Bucket=self.name, Key=key, RestoreRequest={"Days": 1})
 
     def delete(self, key: str) -> None:
         self._client.delete_object(Bucket=self.name, Key=key)

@@ -22,7 +22,7 @@ from cxrbatch.ops.database import check
 from cxrbatch.ops.key_file import identifiers_of, key_file_of
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.settings_sources import load_settings
-from cxrbatch.store import Store, migrate
+from cxrbatch.store import Store, migrate, only_writer
 from cxrbatch.store.connection import connect, make_engine
 from cxrbatch.store.housekeeping import Pruned, prune
 from cxrbatch.store.schema import audit
@@ -247,6 +247,10 @@ def test_a_store_goes_one_step_back_as_the_help_says(tmp_path: Path) -> None:
     assert (done.returncode, migrate.current(url)) == (0, f"{int(migrate.head()) - 1:04}"), done.stderr
     one_sentence(cxrbatch("--db", url, "db", "downgrade", "--typo", "--yes", cwd=tmp_path), 1, "--typo")
     one_sentence(cxrbatch("--db", url, "db", "downgrade", "base", cwd=tmp_path), 2, "db backup FILE")
+    with only_writer(url):  # as a watch of the version before
+        for moves in (["upgrade"], ["downgrade", "-1", "--yes"]):
+            one_sentence(cxrbatch("--db", url, "db", *moves, cwd=tmp_path), 11, "in use by a scan or a watch")
+    assert migrate.current(url) == f"{int(migrate.head()) - 1:04}"
 
 
 def test_drop_keeps_no_study_date() -> None:

@@ -100,6 +100,16 @@ def test_claims_stay_below_their_roots(one: JobQueue) -> None:
     assert taken(one, roots=("/other", "/inside")) == ["/inside/b", "/other/c"]
 
 
+def test_any_number_of_folders_has_one_queue(one: JobQueue) -> None:
+    roots = tuple(f"/in{k}" for k in range(700))  # SQLite nests conditions at most 1,000 deep
+    offer(one, "/in0/a", "/in699/a", "/in1/a", "/elsewhere/a")
+    assert one.unfinished(roots)
+    assert taken(one, 2, roots) + taken(one, 2, roots) != [] and taken(one, 2, roots) == []
+    one.release()
+    assert taken(one, 4, roots) == ["/in0/a", "/in1/a", "/in699/a"]
+    assert not one.unfinished(roots[2:-1])
+
+
 def test_an_outcome_ends_the_lease_and_an_unchanged_file_is_left_alone(one: JobQueue, store: Store) -> None:
     offer(one, "/in/a", "/in/junk")
     taken(one)

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from cxrbatch import intake
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode
 from cxrbatch.imaging.limits import Limits as DecodeLimits
 from cxrbatch.intake.receiver import Listen, receive
-from cxrbatch.ops import heartbeat
+from cxrbatch.ops import heartbeat, monitor
 from cxrbatch.ops.drift_statistics import STATISTICS
 from cxrbatch.ops.health import BEAT_LIMIT_S, ROOT_LIMIT_S, Health
 from cxrbatch.ops.metrics import Metrics, ReceiverMetrics, described
@@ -327,6 +328,21 @@ def test_the_server_answers_what_health_says_and_sheds_what_is_too_much() -> Non
             assert time.monotonic() < deadline
         with pytest.raises(Fatal, match="name another HOST"), serve_monitor(f"127.0.0.1:{port}", Metrics(), health):
             pass
+
+
+def test_clients_that_never_come_to_an_end_hold_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "_LONGEST_S", 0.5)
+    with serve_monitor("127.0.0.1:0", Metrics(), Health()) as (_, port):
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(monitor._MOST_REQUESTS)]
+        deadline = time.monotonic() + 30
+        while get(port, "/metrics")[0] != 200:
+            assert time.monotonic() < deadline
+            for one in slow:
+                with suppress(OSError):
+                    one.send(b"G")  # each byte is within the limit of a read
+            time.sleep(0.1)
+        for one in slow:
+            one.close()
 
 
 def test_a_restart_need_not_wait_for_the_connections_of_before() -> None:

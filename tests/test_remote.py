@@ -108,6 +108,7 @@ def test_what_s3_fails_at_is_tried_again_by_the_next_scan(scanner: Scanner, buck
     contents = {name: image(scanner.folder / name, i).read_bytes() + b"0" for i, name in enumerate(NAMES)}
     for name, data in contents.items():
         bucket.put(name, data)
+    bucket.put("archived.png", contents["good.png"], "GLACIER")
     refused = {"broken.png": 500, "forbidden.png": 403}
     changed = contents["changed.png"][:-1] + b"1"
 
@@ -124,12 +125,16 @@ def test_what_s3_fails_at_is_tried_again_by_the_next_scan(scanner: Scanner, buck
     scanner.scan(f"s3://{bucket.name}", decode_timeout_s=20)
     assert scanner.states() == {
         "good.png": ("done", None),
+        "archived.png": ("retry", "unreadable"),
         "broken.png": ("retry", "unreadable"),
         "changed.png": ("retry", "changed_while_read"),
         "forbidden.png": ("retry", "permission_denied"),
         "gone.png": ("retry", "vanished"),
         "slow.png": ("retry", "unreadable"),
     }
+    (why,) = scanner.ask("SELECT reason FROM files WHERE path LIKE '%archived.png'")
+    assert why == ("The object is archived: restore it first, then it is tried again.",)
+    bucket.restore("archived.png")
     proxy.slow, once = "", iter([500])
     proxy.fault = lambda method, path: next(once, None) if path.endswith("broken.png") else None
     scanner.scan(f"s3://{bucket.name}")  # a single 500 costs nothing

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,7 @@ from cxrbatch.store.connection import connect
 from cxrbatch.store.housekeeping import Pruned, _orphans, backup, check, prune
 from cxrbatch.store.review_schema import reads, review_status, reviews, round_assignments, round_items, rounds
 from cxrbatch.store.rounds import NewRound, close_round, create_round
-from cxrbatch.store.schema import audit, images, predictions, scores
+from cxrbatch.store.schema import audit, images, metadata, predictions, scores
 from cxrbatch.store.work_list import Filters
 from fork_server import cxrbatch
 from store_images import begin, found, linked, reject, review, scored_file
@@ -135,6 +138,16 @@ def test_prune_spares_what_has_returned(store: Store) -> None:
     assert [row.path for row in store.results()] == ["/gone/1", "/kept/2"]
 
 
+def test_whatever_names_a_row_that_prune_deletes_has_an_index_for_it() -> None:
+    """Else the database reads that whole table for each row that goes, to see that nothing names it any more."""
+    for table in metadata.tables.values():
+        unique = [each for each in table.constraints if isinstance(each, sa.UniqueConstraint | sa.PrimaryKeyConstraint)]
+        served = {next(iter(each.columns)).name for each in (*table.indexes, *unique)}
+        for key in table.foreign_keys:
+            if key.column.table.name in ("files", "images", "predictions", "reviews", "round_items"):
+                assert key.parent.name in served, f"{table.name}.{key.parent.name}"
+
+
 def test_a_backup_is_a_store(store: Store, store_url: str, tmp_path: Path) -> None:
     target = tmp_path / "copy.db"
     if not store_url.startswith("sqlite"):
@@ -185,6 +198,37 @@ def test_a_backup_on_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path
     assert done.returncode == 1, done.stderr
     assert "cannot be written" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("*copy*"))
+
+
+def backup_that_stops(url: str, target: Path, event: str) -> None:
+    """A backup whose process is stopped at an audit event of Python."""
+    sys.addaudithook(lambda name, _: os.kill(os.getpid(), signal.SIGSTOP) if name == event else None)
+    backup(url, target)
+
+
+def test_two_backups_to_one_name_at_a_time_do_not_mix(tmp_path: Path) -> None:
+    url, target = f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "copy.db"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/in/1")])
+    copied, ended = b"", []
+    at = ("os.rename", "sqlite3.connect")  # one has everything but the name when the other begins
+    both = [get_context("fork").Process(target=backup_that_stops, args=(url, target, event)) for event in at]
+    try:
+        for process in both:
+            process.start()
+            assert os.WIFSTOPPED(os.waitpid(process.pid or 0, os.WUNTRACED)[1])
+        for process in both:
+            os.kill(process.pid or 0, signal.SIGCONT)
+            process.join()
+            ended.append(process.exitcode)
+            copied = copied or target.read_bytes()
+    finally:
+        for process in both:
+            process.kill()
+    assert ended == [0, 1] and target.read_bytes() == copied
+    assert check(f"sqlite:///{target}") == []
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_a_backup_beside_a_writer_is_whole(tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ def test_a_trial_of_an_epoch_is_not_gone_on_from(
     assert "starts anew" in printed and "epoch 1/3" in printed
 
 
+def test_nothing_is_written_among_files_that_are_no_bundle(images: Path, tmp_path: Path) -> None:
+    recipe, home = write_recipe(tmp_path / "r.toml"), tmp_path / "home"
+    (home / "training").mkdir(parents=True)  # the folder's name says nothing
+    (home / "notes.txt").write_text("mine")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("[]")
+    for out, why in ((home, "holds other files"), (recipe, "not a folder"), (tmp_path / "broken", "not a manifest")):
+        with pytest.raises(Fatal, match=why):
+            train(recipe, images, out)
+    assert sorted(p.name for p in home.rglob("*")) == ["notes.txt", "training"]
+
+
 def test_a_gate_and_a_disease_model_share_a_bundle(tmp_path: Path) -> None:
     images = make_folder(tmp_path / "images", ("NORMAL", "SICK", "NOT_CHEST"), {"train": 6, "val": 4})
     gate = write_recipe(

@@ -60,6 +60,16 @@ def test_what_is_no_image_is_one_sentence(tmp_path: Path) -> None:
             explain(tmp_path / name, bundle, tmp_path / "cam.png")
 
 
+def test_what_the_gate_refuses_has_no_disease_that_could_be_explained(tmp_path: Path) -> None:
+    Image.fromarray(draw(0, np.random.default_rng(0))).save(tmp_path / "image.png")
+    no_chest = make_bundle(tmp_path / "no_chest", gate_bias=-10.0)
+    lateral = make_bundle(tmp_path / "lateral", frontal_bias=-10.0)
+    for bundle, label in ((no_chest, "NOT_CHEST"), (lateral, "NOT_FRONTAL")):
+        with pytest.raises(Fatal, match=rf"cannot be explained: the gate refuses it \({label}, 100%\)"):
+            explain(tmp_path / "image.png", bundle, tmp_path / "cam.png")
+    assert not (tmp_path / "cam.png").exists()
+
+
 def test_explain_replaces_its_own_image_and_nothing_else(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     for name in ("image.png", "other.png"):

@@ -273,12 +273,21 @@ def test_an_engine_that_is_lost_ends_the_process_and_the_next_one_goes_on(place:
     assert place.settled()
 
 
-def test_what_cannot_be_drained_in_time_is_given_back(place: Place) -> None:
+def test_once_that_is_ended_before_its_end_says_so(place: Place) -> None:
+    image(place.incoming / "young.png", 1)
+    daemon = place.start("--once", CXRBATCH_QUIET_S="3600")
+    place.wait(lambda: " watching " in place.log, daemon)
+    assert place.stop(daemon) == ExitCode.INTERRUPTED
+    assert not place.settled(), "it was there, and has no outcome"
+
+
+@pytest.mark.parametrize(("signum", "args"), [(signal.SIGINT, []), (signal.SIGTERM, ["--once"])])
+def test_what_cannot_be_drained_in_time_is_given_back(place: Place, signum: int, args: list[str]) -> None:
     some_files(place.incoming)
-    daemon = place.start(TEST_SLOW_S="60", CXRBATCH_DRAIN_S="0.5")
+    daemon = place.start(*args, TEST_SLOW_S="60", CXRBATCH_DRAIN_S="0.5")
     place.wait(lambda: bool(place.ask("SELECT 1 FROM files WHERE state = 'claimed'")), daemon)
     time.sleep(1)
-    assert place.stop(daemon, signal.SIGINT) == ExitCode.INTERRUPTED
+    assert place.stop(daemon, signum) == ExitCode.INTERRUPTED
     place.no_orphans()
     assert not place.ask("SELECT 1 FROM files WHERE state = 'claimed'")
     place.run("--once", CXRBATCH_TRUNCATED_TRIES="1")

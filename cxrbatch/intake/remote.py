@@ -68,8 +68,6 @@ def list_objects(root: str) -> Iterator[FoundFile]:
         for found in _objects(_store(scheme), bucket, prefix):
             changed_ns = int(found.changed.timestamp()) * 10**9
             yield FoundFile(f"{scheme}://{bucket}/{found.key}", found.size, changed_ns, 0, version=found.version)
-    except GeneratorExit:
-        raise
     except Fatal:
         raise
     except Exception as error:
@@ -262,6 +260,8 @@ def _changed() -> Retry:
 def _problem(error: Exception) -> Rejected:
     if isinstance(error, Rejected):
         return error
+    if re.search(r"\(InvalidObjectState\)|ErrorCode:BlobArchived", f"{error.__cause__} {error}"):  # S3's is 403, too
+        return Retry(ReasonCode.UNREADABLE, "The object is archived: restore it first, then it is tried again.")
     match _status(error):
         case 404:
             return Retry(ReasonCode.VANISHED, "The object is gone.")

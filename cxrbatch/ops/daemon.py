@@ -67,6 +67,12 @@ class Daemon:
     caught: list[int] = field(default_factory=list)  # the signals that ask for the end of the process
     reloading: bool = False  # it stops because of a SIGHUP
 
+    @property
+    def exit_code(self) -> ExitCode:
+        """That of a stop. Only a daemon without end has done its work when SIGTERM ends it."""
+        unfinished = self.once or self.caught[:1] == [signal.SIGINT]
+        return ExitCode.INTERRUPTED if self.caught and unfinished else ExitCode.OK
+
     def reload(self) -> None:
         """Stop, to begin again with other settings."""
         self.reloading = True
@@ -199,8 +205,7 @@ def _enforce_drain(daemon: Daemon, job_queue: JobQueue) -> None:
         if daemon.finished.is_set():
             return  # meanwhile it came to its end after all
         _start_again(daemon)
-    interrupted = daemon.caught[:1] == [signal.SIGINT]
-    os._exit(ExitCode.FATAL if daemon.failure is not None else ExitCode.INTERRUPTED if interrupted else ExitCode.OK)
+    os._exit(daemon.exit_code if daemon.failure is None else ExitCode.FATAL)
 
 
 def _start_again(daemon: Daemon) -> None:

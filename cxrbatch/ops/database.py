@@ -8,18 +8,20 @@ from typing import Literal
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.ops.settings_table import without_password
-from cxrbatch.store import Store, StoreDown, housekeeping, migrate
+from cxrbatch.store import Store, StoreDown, housekeeping, migrate, only_writer
 from cxrbatch.store.connection import parse_url, sqlite_file
 
 __all__ = ["backup", "check", "current", "downgrade", "look", "prune", "upgrade"]
 
 
 def upgrade(url: str, revision: str) -> None:
-    print(f"The store is at schema {migrate.upgrade(url, revision)}.")
+    with only_writer(url):  # a scan or a watch goes on with the schema that it began with
+        print(f"The store is at schema {migrate.upgrade(url, revision)}.")
 
 
 def downgrade(url: str, revision: str) -> None:
-    print(f"The store is at schema {migrate.downgrade(url, revision) or 'none'}.")
+    with only_writer(url):
+        print(f"The store is at schema {migrate.downgrade(url, revision) or 'none'}.")
 
 
 def current(url: str) -> None:

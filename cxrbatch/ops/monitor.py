@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = ["Address", "StoreFigures", "free_bytes", "parse_address", "serve_moni
 
 Address = tuple[str, int]
 _MOST_REQUESTS = 16  # at a time; more are dropped
+_LONGEST_S = 10.0  # for a whole request and its answer, as long as Prometheus waits
 _EVERY_S = 20.0  # between two questions to the store
 _DISK_LOW_BYTES = 100 * 2**20  # below it the store can hardly write
 
@@ -120,13 +121,22 @@ class _Server(ThreadingMixIn, WSGIServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        # The timeout of _Handler is of one read: a byte now and then would hold a place for ever.
+        deadline = threading.Timer(_LONGEST_S, _shut_down, [request])
+        deadline.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in the middle is not worth a line."""
+
+
+def _shut_down(request: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(WSGIRequestHandler):

@@ -93,7 +93,7 @@ def run_watch(
                 raise daemon.failure
             if daemon.caught:
                 sd_notify("STOPPING=1")
-                return ExitCode.INTERRUPTED if daemon.caught[0] == signal.SIGINT else ExitCode.OK
+                return daemon.exit_code
             if heartbeat.renewed is None:
                 return ExitCode.SOME_REJECTED if daemon.counts.rejected else ExitCode.OK
             before, (settings, bundle) = (settings, bundle), heartbeat.renewed

@@ -93,7 +93,8 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         asked = {name: value for name, value in _LIBPQ.items() if name not in given}
         # Behind a lock of a program that stands still, reading too would wait for ever, without a word.
         waiting = f"-c lock_timeout={_BUSY_S * 1000:.0f}"
-        options = f"{waiting} {parsed.query.get('options', '')} -c timezone=UTC"
+        asked_for = parsed.query.get("options") or os.environ.get("PGOPTIONS", "")  # as libpq has it
+        options = f"{waiting} {asked_for} -c timezone=UTC"
         engine = sa.create_engine(
             parsed,
             pool_pre_ping=True,
@@ -210,7 +211,9 @@ class _SameFile:
         found = (info.st_dev, info.st_ino) if self._inodes_tell else (0, 0)
         self._opened = self._opened or found
         if found != self._opened:
-            raise Fatal(f"The store {self._path} was replaced by another file while it was open: start this again.")
+            raise Fatal(
+                f"The store {self._path} was replaced by another file while it was open: start this program again."
+            )
 
 
 def _begin(connection: Connection) -> None:

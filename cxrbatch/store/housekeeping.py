@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -55,13 +56,15 @@ def backup(url: str, target: Path) -> None:
     make_engine(url).dispose()  # raises Fatal if the store cannot be opened
     if os.path.lexists(target):
         raise Fatal(f"The backup {target} is there already: name a new file.")
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")  # not that of another backup to this name
     try:
         part.unlink(missing_ok=True)
         with closing(sqlite3.connect(sqlite_file(parsed), isolation_level=None)) as connection:
             connection.execute("VACUUM INTO ?", (os.fspath(part),))
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "another program has made it meanwhile")
         part.rename(target)
     except (OSError, sqlite3.Error) as error:
         with suppress(OSError):

@@ -13,6 +13,7 @@ used, so that the hosts' clocks need not agree. Each function works inside the c
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -25,9 +26,9 @@ from sqlalchemy import Connection, select, update
 from cxrbatch.errors import ReasonCode
 from cxrbatch.store import presence
 from cxrbatch.store.paths import path_to_text, text_to_path
-from cxrbatch.store.queries import below
+from cxrbatch.store.queries import ROOTS_AT_ONCE, below
 from cxrbatch.store.schema import FileState, files
-from cxrbatch.store.sql import AnyRow, bind_keys, from_unsigned, in_keys, insert
+from cxrbatch.store.sql import AnyRow, bind_keys, chunks, from_unsigned, in_keys, insert
 from cxrbatch.types import FoundFile, to_int64
 
 __all__ = ["Backoff", "Claimed", "claim", "held", "offer", "owned", "release", "renew", "retry_now", "unfinished"]
@@ -169,7 +170,8 @@ def claim(
         files.c.state == str(FileState.WAITING),
         sa.or_(files.c.next_attempt_at.is_(None), files.c.next_attempt_at <= now),
     )
-    ours = below(_not_by_its_index(files.c.path), roots)
+    pages = _pages_of(roots)
+    random.shuffle(pages)  # so that no folder is always the last
     ids: list[int] = []
     first_due = (files.c.next_attempt_at,)
     for condition, order, share in (
@@ -177,10 +179,11 @@ def claim(
         (expired, _BY_STATE, most),
         (waiting, _BY_STATE, most),
     ):
-        room = min(share, most - len(ids))
-        if room > 0:
-            query = select(files.c.id).where(condition, ours).order_by(*order).limit(room)
-            ids += connection.execute(query.with_for_update(skip_locked=True)).scalars()
+        enough = min(len(ids) + share, most)
+        for ours in pages:
+            if len(ids) < enough:
+                query = select(files.c.id).where(condition, ours).order_by(*order).limit(enough - len(ids))
+                ids += connection.execute(query.with_for_update(skip_locked=True)).scalars()
     if not ids:
         return []
     leased = {
@@ -206,12 +209,19 @@ def held(connection: Connection, owner: str) -> list[Claimed]:
 
 def unfinished(connection: Connection, roots: Sequence[str]) -> bool:
     """Whether a file below `roots` waits or is claimed."""
-    ours = below(_not_by_its_index(files.c.path), roots)
-    first = [
-        select(select(files.c.id).where(files.c.state == state, ours).order_by(*_BY_STATE).limit(1).subquery())
-        for state in (str(FileState.WAITING), str(FileState.CLAIMED))
-    ]
-    return connection.execute(sa.union_all(*first)).first() is not None
+    for ours in _pages_of(roots):
+        first = [
+            select(select(files.c.id).where(files.c.state == state, ours).order_by(*_BY_STATE).limit(1).subquery())
+            for state in (str(FileState.WAITING), str(FileState.CLAIMED))
+        ]
+        if connection.execute(sa.union_all(*first)).first() is not None:
+            return True
+    return False
+
+
+def _pages_of(roots: Sequence[str]) -> list[sa.ColumnElement[bool]]:
+    """The condition that a file is below one of `roots`, in as many parts as databases take."""
+    return [below(_not_by_its_index(files.c.path), page) for page in chunks(roots, ROOTS_AT_ONCE)]
 
 
 def _not_by_its_index(column: sa.Column[Any]) -> Any:

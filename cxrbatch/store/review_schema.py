@@ -181,7 +181,7 @@ reads = sa.Table(
     sa.Column("reader", sa.Text, primary_key=True),
     sa.Column("round_id", sa.Integer, primary_key=True),  # NO_ROUND outside rounds, or ADJUDICATION
     sa.Column("repeat", sa.Integer, primary_key=True),
-    sa.Column("review_id", sa.ForeignKey("reviews.id"), nullable=False),
+    sa.Column("review_id", sa.ForeignKey("reviews.id"), nullable=False, index=True),
     sa.Column("action", sa.Text, nullable=False),
     sa.Column("label", sa.Text),
     sa.Column("blinded", sa.Boolean, nullable=False),

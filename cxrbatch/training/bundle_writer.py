@@ -11,6 +11,7 @@ import json
 import os
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import FORMAT, as_written, manifest_digest
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.torch_engine import TorchEngine
@@ -36,6 +37,7 @@ __all__ = [
     "change_bundle",
     "change_stage",
     "changing",
+    "check_output",
     "shift_logits",
     "take_over",
     "write_stage",
@@ -67,6 +69,21 @@ class ModelDraft:
     training: dict[str, Any] = field(default_factory=dict)
     frontal_threshold: float = 0.5  # gate with two classes
     other: tuple[Tensor, Tensor] | None = None  # disease: weight (d,) and bias (1,) of an output that is no class
+
+
+def check_output(folder: Path, *ours: str) -> None:
+    """Raise Fatal, before hours of training, unless `folder` is new, empty, a bundle, or holds nothing but `ours`."""
+    if folder.is_dir():
+        left = (*ours, "findings.safetensors", "*-????????????.safetensors", "*.part")  # by a run that was killed
+        foreign = [p.name for p in folder.iterdir() if not any(fnmatch(p.name, name) for name in left)]
+        if _manifest(folder) is None and foreign:
+            raise Fatal(
+                f"{folder} holds other files ({min(foreign)}) and no bundle: name a new or an empty folder with -o, "
+                "or that of a bundle.",
+                ExitCode.USAGE,
+            )
+    elif folder.exists():
+        raise Fatal(f"{folder} is not a folder: name a new one with -o.", ExitCode.USAGE)
 
 
 def write_stage(folder: Path, draft: ModelDraft, *, name: str | None = None, version: str = "0.1.0") -> None:

@@ -20,7 +20,7 @@ from cxrbatch.inference.engines.networks import FeatureNetwork
 from cxrbatch.training import plots
 from cxrbatch.training.backbones import freeze, split_other, start_network
 from cxrbatch.training.batches import EpochImages, batches, fixed_batches, normalisation, on_grid
-from cxrbatch.training.bundle_writer import ModelDraft, write_stage
+from cxrbatch.training.bundle_writer import ModelDraft, check_output, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from cxrbatch.training.datasets import listed_paths
 from cxrbatch.training.distillation import Teacher
@@ -62,7 +62,7 @@ def train(
     goes on after its last whole epoch, unless `resume` is False. `device` is "auto" (a CUDA GPU where there is one),
     "cpu" or "cuda". `out`/training holds the metrics (JSONL), curves and class grid (PNG), the list of unreadable files
     and the checkpoint. A recipe of findings writes `out`/findings.safetensors and no bundle.
-    Raises Fatal: see `load_recipe` and `prepare`; or when the loss is no longer a number.
+    Raises Fatal: see `load_recipe`, `check_output`, `prepare`; or when the loss is no longer a number.
     """
     on = training_device(device)
     keep_freed_memory(_ALL, _ALL, 1 << 28)
@@ -71,6 +71,7 @@ def train(
         plan = replace(plan, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in plan.phases))
     if pretrained is not None:
         plan = replace(plan, pretrained=pretrained)
+    check_output(out, _WORKING)
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
     images = prepare(plan, data, limit, without_sources, without_files)

@@ -18,11 +18,12 @@ from torch.nn import functional
 
 from cxrbatch.errors import Fatal, Rejected
 from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.cascade import Cascade
 from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.output_file import check_target, new_file
 from cxrbatch.training.datasets import read_decoded
-from cxrbatch.training.scores import probabilities_of
 
 __all__ = ["explain", "grad_cam", "load_network", "network_input"]
 
@@ -61,25 +62,30 @@ def grad_cam(net: FeatureNetwork, x: Tensor, targets: Tensor) -> Tensor:
 def explain(file: Path, bundle: Path, out: Path) -> None:
     """Write a PNG: the image as the disease network gets it, and the same under its Grad-CAM.
 
-    Raises Fatal when the image or the bundle cannot be used, or `out` is something else than an earlier such PNG.
+    Raises Fatal when the image or the bundle cannot be used, the gate refuses the image, or `out` is something else
+    than an earlier such PNG.
     """
     check_target(out, _earlier)
     loaded = load_bundle(bundle)
     stage = loaded.disease
     try:
-        model_input = read_decoded(file, loaded.input_specs).model_inputs[stage.model_input]
+        decoded = read_decoded(file, loaded.input_specs)
+        (found,) = Cascade(loaded, TorchEngine("cpu")).score([decoded])
+        if isinstance(found, Rejected):
+            raise found
     except Rejected as rejected:
         raise Fatal(f"{file} cannot be explained: {rejected}") from None
     except OSError as error:
         raise Fatal(f"{file} cannot be explained: {error.strerror}.") from None
-    net = load_network(stage)
-    x = network_input(model_input[None], stage)
-    with torch.inference_mode():
-        logits = net(x)[0].double().numpy()
-    probabilities = probabilities_of(logits, stage.temperature)[0]
-    best = int(probabilities.argmax())
-    cam = grad_cam(net, x, torch.tensor([best]))[0]
-    words = f"{stage.classes[best]}  {100 * probabilities[best]:.0f} %   |   what moved the score, not where disease is"
+    if found.label not in stage.classes:
+        raise Fatal(
+            f"{file} cannot be explained: the gate refuses it ({found.label}, {found.confidence:.0%}), and what it "
+            "refuses the disease model does not score. A scan gives it the same label; look at the image itself."
+        )
+    model_input = decoded.model_inputs[stage.model_input]
+    target = torch.tensor([stage.classes.index(found.label)])
+    cam = grad_cam(load_network(stage), network_input(model_input[None], stage), target)[0]
+    words = f"{found.label}  {found.confidence:.0%}   |   what moved the score, not where disease is"
     array = _sheet(model_input, cam, words)
     made_by = PngInfo()
     made_by.add_text("Software", _MADE_BY)
