@@ -139,12 +139,12 @@ class Tab:
         return held
 
     def holds(self, saves: list[Any], count: int) -> None:
-        """Wait until so many acts are held: the page shows the next image before its request is here."""
+        """Wait until the list is so long: the page shows the next image before its request is here."""
         for _ in range(WAIT_MS // 100):
             if len(saves) >= count:
                 return
             self.page.wait_for_timeout(100)
-        raise AssertionError(f"{len(saves)} acts were sent, not {count}")
+        raise AssertionError(f"There are {len(saves)} of these, not {count}. {self.told()}")
 
     def press(self, key: str, then: int | str) -> None:
         """A key, then the image that it leads to."""
