@@ -86,7 +86,9 @@ class Tab:
         self.server, self.problems = server, list[str]()
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
-        self.answer: Callable[[Any], Any] | None = None
+        self.answer_acts(None)
+        # From the start: Chromium lets a request by that follows at once on a new route or on one that was taken away.
+        self.page.route("**/api/acts", lambda route: self.answer(route))
         self.refused: list[str] = []  # what the server refused, and requests that got no answer
         self.page.on(
             "response", lambda answer: answer.status >= 400 and self.refused.append(f"{answer.status} {answer.url}")
@@ -124,9 +126,7 @@ class Tab:
         return self
 
     def answer_acts(self, answer: Callable[[Any], Any] | None) -> None:
-        """Who answers acts from now on; None: the server. The route stays: taking one away can lose a request."""
-        if self.answer is None:
-            self.page.route("**/api/acts", lambda route: self.answer(route))
+        """Who answers acts from now on; None: the server."""
         self.answer = answer or (lambda route: route.continue_())
 
     def refuses_acts(self) -> None:
