@@ -131,6 +131,13 @@ def test_palettes_of_more_than_256_colours_in_both_byte_orders(syntax: UID) -> N
         assert facts.quality_flags == ()
 
 
-def test_a_palette_that_lacks_a_colour_is_a_reason() -> None:
-    broken = with_palette(TWELVE, b"", 16, BitsStored=12, HighBit=11)
+def test_a_palette_of_bytes_that_is_said_to_have_16_bits() -> None:
+    entries = (CURVE >> 8).astype(np.uint8)
+    grey, _ = read_grey(with_palette(TWELVE, entries.tobytes(), 16, BitsStored=12, HighBit=11))
+    assert np.array_equal(grey, entries[TWELVE])
+
+
+@pytest.mark.parametrize("words", [0, 150, 4000])
+def test_a_palette_that_lacks_a_colour_is_a_reason(words: int) -> None:
+    broken = with_palette(TWELVE, CURVE[:words].tobytes(), 16, BitsStored=12, HighBit=11)
     assert refusal(broken) == ReasonCode.CORRUPT_DICOM

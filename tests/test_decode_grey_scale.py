@@ -79,6 +79,12 @@ def test_a_half_that_changes_nothing_is_no_reason_for_review(neutral: dict[str, 
     assert read_grey(write_dicom(as_dicom(TWELVE, bits=12, **neutral)))[1].quality_flags == ()
 
 
+def test_of_several_windows_with_a_function_each_the_first_counts() -> None:
+    several = {"WindowCenter": ["2000", "900"], "WindowWidth": ["3000", "500"], "VOILUTFunction": ["SIGMOID", "LINEAR"]}
+    _, facts = read_grey(write_dicom(as_dicom(TWELVE, bits=12, **several)))
+    assert (facts.grey_path, facts.quality_flags) == ("window sigmoid", ())
+
+
 @pytest.mark.parametrize(("photometric", "shape"), [("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")])
 def test_a_header_that_names_both_polarities_goes_to_review(photometric: str, shape: str) -> None:
     ramp = np.tile(np.linspace(100, 3000, 144).astype(np.uint16), (160, 1))  # neither like a chest nor its negative

@@ -46,6 +46,13 @@ LOG = """{
   }); }"""
 
 
+#: The first request of a page gets an answer that ends early; waits are a tenth.
+ONE_ANSWER_BREAKS_OFF = """{
+  const later = setTimeout, send = fetch, broken = { ok: true, text: () => Promise.reject(new TypeError("cut")) };
+  window.setTimeout = (f, ms) => later(f, ms / 10);
+  window.fetch = (...request) => { window.fetch = send; return Promise.resolve(broken); }; }"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
@@ -185,6 +192,12 @@ class Tab:
 
 def refuse(route: Any) -> None:
     route.fulfill(status=409, json={"detail": NOT_POSSIBLE})
+
+
+def as_if_reduced(route: Any) -> None:
+    """A small image says that it shows a ninth of its pixels a side."""
+    answer = route.fetch()
+    route.fulfill(response=answer, body=answer.body().replace(b'"step": 1,', b'"step": 9,', 1))
 
 
 def rows(store: Store, table: sa.Table, *columns: str) -> list[tuple[Any, ...]]:
@@ -349,11 +362,14 @@ def test_undo_in_a_round_takes_back_nothing_of_the_list(browser: Any, server: Se
 
 def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, store: Store) -> None:
     tab, other = (Tab(browser, server).log_in(name) for name in ("dr_a", "dr_b"))
+    tab.page.route("**/api/images/1/pixels?size=reduced", as_if_reduced)
     for each in (tab, other):  # who opens it last is who the other one is told of
         with each.page.expect_response("**/api/images/1/opened"):
             each.goto("/images/1?decision=needs_review")
     tab.shown(1)
     tab.page.bring_to_front()
+    whole = "!document.getElementById('readout').textContent.includes('reduced')"
+    tab.until(whole)
     tab.refuses_acts()
     tab.page.fill("#comment", "hilum")
     tab.page.locator("#comment").blur()
@@ -364,6 +380,7 @@ def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, sto
     assert "/images/1" in tab.page.url
     assert rows(store, reviews, "id") == []
     tab.shown(1)
+    tab.until(whole)
     tab.answer_acts(None)
     tab.press("a", 2)
     tab.saved()
@@ -553,6 +570,15 @@ def test_an_undo_that_is_not_saved_can_be_made_again(browser: Any, server: Serve
     tab.press("z", 2)
     tab.saved()
     assert rows(store, reads, "image_id", "label") == [(1, "NORMAL")]
+    saves = tab.holds_saves()
+    tab.page.keyboard.press("z")
+    tab.holds(saves, 1)
+    tab.page.locator("#comment").press_sequentially("effu")
+    saves[0].continue_()
+    tab.says("image_0.dcm: your reading is withdrawn.")
+    tab.page.locator("#comment").press_sequentially("sion")  # does not end on the image that the undo is of
+    assert "/images/2" in tab.page.url
+    assert tab.page.input_value("#comment") == "effusion"
 
 
 @pytest.mark.parametrize("point", ["review.written", "review.before_commit", "review.committed"])
@@ -587,6 +613,7 @@ def test_new_rows_appear_by_themselves(browser: Any, server: Server, store: Stor
     from store_images import begin
 
     tab = Tab(browser, server).log_in("dr_a")
+    tab.page.add_init_script(ONE_ANSWER_BREAKS_OFF)
     asked: list[Any] = []
     tab.page.route(
         "**/images?*",

@@ -110,7 +110,7 @@ def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bo
     modality_lut = _look_up_table(places, "ModalityLUTSequence", little_endian, signed)
     after_modality_signed = signed if modality_lut is None else False
     center, width = _first_number(places, "WindowCenter"), _first_number(places, "WindowWidth")
-    function = next((f for f in (text(p, "VOILUTFunction").upper() for p in places) if f), "LINEAR")
+    function = next((f for f in (_voi_function(place) for place in places) if f), "LINEAR")
     window = None if center is None and width is None else _UNREADABLE
     if center is not None and width is not None and function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         window = Window(center, width, function)
@@ -185,6 +185,12 @@ def _look_up_table(places: list[Dataset], keyword: str, little_endian: bool, sig
     """The first item of a LUT sequence, or None if none parses."""
     item = next((item for place in places for item in _items(place, keyword)[:1]), None)
     return None if item is None else read_table(item, "LUT", little_endian, signed_input)
+
+
+def _voi_function(place: Dataset) -> str:
+    """Of several, as writers of several windows name, the first; empty if none."""
+    said = text(place, "VOILUTFunction").upper()
+    return said.split("'")[1] if said.startswith("['") else said  # pydicom's text of several values
 
 
 def _is_unreadable(places: list[Dataset], keyword: str) -> bool:

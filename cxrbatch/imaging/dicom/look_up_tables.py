@@ -31,7 +31,7 @@ def read_table(dataset: Dataset, name: str, little_endian: bool, signed_input: b
             entries = np.frombuffer(raw, "<u2" if little_endian else ">u2")
         else:
             entries = np.atleast_1d(np.asarray(raw, np.int64) & 0xFFFF)
-        if bits <= 8 and len(entries) == (length + 1) // 2:  # two in a word, the first in its lower byte
+        if len(entries) == (length + 1) // 2:  # two in a word, the first in its lower byte
             entries = entries.astype("<u2").view(np.uint8)
     except Exception:  # what pydicom raises for values of another kind is open
         return None
@@ -53,12 +53,18 @@ def palette_colours(indices: NDArray[Any], dataset: Dataset, little_endian: bool
         return _segmented(indices, dataset)
     # Not by pydicom, which reads 16-bit entries of big endian files as little endian ones, and cuts numbers to 8 bits
     # where the entries have 8.
-    tables = [read_table(dataset, name, little_endian, indices.dtype.kind == "i") for name in _PALETTES]
-    colours = [_entries(indices, table) for table in tables if table is not None]
-    if len(colours) < 3:
+    tables = [_palette(dataset, name, little_endian, indices.dtype.kind == "i") for name in _PALETTES]
+    colours = np.stack([_entries(indices, table) for table in tables], axis=-1)
+    small = all(table.entries.max() < 256 for table in tables)
+    return colours.astype(np.uint8) if small else colours
+
+
+def _palette(dataset: Dataset, name: str, little_endian: bool, signed_input: bool) -> LookUpTable:
+    """All of its entries: numbers behind a table that ends early would get the last colour. Raises Rejected."""
+    table = read_table(dataset, name, little_endian, signed_input)
+    if table is None or len(table.entries) != (int(dataset[f"{name}Descriptor"].value[0]) & 0xFFFF or 65536):
         raise Rejected(ReasonCode.CORRUPT_DICOM, "The colour palette does not parse.")
-    small = all(table is None or (table.bits <= 8 and table.entries.max() < 256) for table in tables)
-    return np.stack(colours, axis=-1).astype(np.uint8 if small else np.uint16)
+    return table
 
 
 def _entries(indices: NDArray[Any], table: LookUpTable) -> NDArray[np.uint16]:

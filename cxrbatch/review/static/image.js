@@ -102,7 +102,7 @@ async function open(named, { push = true, message = "", unasked = false } = {}) 
     return turn === showing ? stay(error) : undefined;
   }
   if (turn !== showing) return undefined;
-  current = { ...state, key };
+  current = { ...state, key, wanting: null };
   clock = new ActiveClock();
   if (push) history.pushState({ key }, "", source.url(key));
   document.title = `${state.name} · cxrbatch`;
@@ -287,7 +287,7 @@ async function act(action, label = null) {
   if (turn + 1 !== showing) return undefined;
   const unread = current?.key === state.key ? (current.unread ?? undefined) : undefined;
   if (unread === undefined) note("That was the last image.");
-  else open(unread, { unasked: late() });
+  else if (!isCommentedBesides(unread)) open(unread, { unasked: late() });
   return undefined;
 }
 
@@ -300,17 +300,19 @@ function lateness() {
 // To an image whose reading could not be saved; not out of a comment that is being typed on another one.
 async function comeBack(state, made, error) {
   const message = `Not saved: ${error.message}`;
-  const comment = element("comment");
   unsaved.set(state.key, state.name);
   states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
   if (!drafts.get(state.key)) drafts.set(state.key, made.document.comment);
-  if (document.activeElement === comment && current.key !== state.key) {
+  if (isCommentedBesides(state.key)) {
     banner(`${state.name} is not saved: ${error.message} The page goes back there after this comment.`);
-    await new Promise((resolve) => comment.addEventListener("blur", resolve, { once: true }));
+    await new Promise((resolve) => element("comment").addEventListener("blur", resolve, { once: true }));
     if (!unsaved.has(state.key)) return;
   }
   open(state.key, { message, unasked: true });
 }
+
+// Whether a comment is being typed on another image: going to this one would put the rest of it there.
+const isCommentedBesides = (key) => document.activeElement === element("comment") && current.key !== String(key);
 
 // Of several readings that could not be saved the page comes back to one.
 function othersUnsaved(key) {
@@ -341,7 +343,8 @@ async function undo() {
   }
   unsaved.delete(last.key);
   states.delete(last.key);
-  if (turn !== showing) return note(`${last.name}: your reading is withdrawn.`); // the reader has gone on
+  // The reader has gone on.
+  if (turn !== showing || isCommentedBesides(last.key)) return note(`${last.name}: your reading is withdrawn.`);
   await open(last.key, { unasked: late() });
   note("Your reading of this image is withdrawn.");
   return undefined;

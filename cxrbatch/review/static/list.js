@@ -7,14 +7,15 @@ const holder = document.getElementById("rows");
 async function refresh() {
   if (document.hidden || !holder.dataset.first || holder.contains(document.activeElement)) return;
   const before = new Set([...holder.querySelectorAll("tr[data-id]")].map((row) => row.dataset.id));
-  let answer;
+  let text;
   try {
-    answer = await fetch(location.href, { headers: { "X-Fragment": "1", Accept: "text/html" }, redirect: "manual" });
+    const answer = await fetch(location.href, { headers: { "X-Fragment": "1", Accept: "text/html" }, redirect: "manual" });
+    if (!answer.ok) return;
+    text = await answer.text();
   } catch {
     return;
   }
-  if (!answer.ok) return;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const page = new DOMParser().parseFromString(text, "text/html");
   if (holder.contains(document.activeElement)) return; // a row was chosen meanwhile: it stays under the hand
   holder.replaceChildren(...page.body.childNodes);
   let added = 0;
