@@ -140,15 +140,31 @@ def test_a_trial_of_an_epoch_is_not_gone_on_from(
     assert "starts anew" in printed and "epoch 1/3" in printed
 
 
+def test_a_bundle_in_the_current_folder_has_that_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path / "r.toml", ("epochs = 2", "epochs = 1"))
+    images, here = make_folder(tmp_path / "images", counts={"train": 2, "val": 1}), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    train(recipe, images, Path())
+    assert load_bundle(here).name == "here"
+
+
 def test_nothing_is_written_among_files_that_are_no_bundle(images: Path, tmp_path: Path) -> None:
     recipe, home = write_recipe(tmp_path / "r.toml"), tmp_path / "home"
     (home / "training").mkdir(parents=True)  # the folder's name says nothing
     (home / "notes.txt").write_text("mine")
     (tmp_path / "broken").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "broken" / "manifest.json").write_text("[]")
-    for out, why in ((home, "holds other files"), (recipe, "not a folder"), (tmp_path / "broken", "not a manifest")):
+    refused = {
+        "home": "holds other files",
+        "r.toml": "not a folder",
+        "link": "not a folder",
+        "broken": "not a manifest",
+    }
+    for out, why in refused.items():
         with pytest.raises(Fatal, match=why):
-            train(recipe, images, out)
+            train(recipe, images, tmp_path / out)
     assert sorted(p.name for p in home.rglob("*")) == ["notes.txt", "training"]
 
 

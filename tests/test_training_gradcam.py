@@ -11,9 +11,15 @@ import torch
 from PIL import Image
 
 from cxrbatch import unexpected
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import Fatal, Rejected
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.cascade import Cascade
+from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.networks import FeatureNetwork, build_network
 from cxrbatch.review.overlay_process import HeatMaps
+from cxrbatch.samples import write_samples
+from cxrbatch.training import gradcam
+from cxrbatch.training.datasets import read_decoded
 from cxrbatch.training.gradcam import explain, grad_cam
 from factories import make_bundle
 from training_images import draw
@@ -68,6 +74,18 @@ def test_what_the_gate_refuses_has_no_disease_that_could_be_explained(tmp_path: 
         with pytest.raises(Fatal, match=rf"cannot be explained: the gate refuses it \({label}, 100%\)"):
             explain(tmp_path / "image.png", bundle, tmp_path / "cam.png")
     assert not (tmp_path / "cam.png").exists()
+
+
+def test_explain_says_what_a_scan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_samples(tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr(gradcam, "_sheet", lambda _input, _cam, words: said.append(words) or Image.new("L", (8, 8)))
+    bundle = load_bundle("default")  # of whole numbers, which PyTorch rounds otherwise: 71 % of this image, not 65 %
+    explain(tmp_path / "chest_jpeg_baseline.dcm", bundle.path, tmp_path / "cam.png")
+    decoded = read_decoded(tmp_path / "chest_jpeg_baseline.dcm", bundle.input_specs)
+    (scanned,) = Cascade(bundle, open_engine("auto", "cpu", bundle)).score([decoded])
+    assert not isinstance(scanned, Rejected)
+    assert said[0].startswith(f"{scanned.label}  {scanned.confidence:.0%} ")
 
 
 def test_explain_replaces_its_own_image_and_nothing_else(tmp_path: Path) -> None:

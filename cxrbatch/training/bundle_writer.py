@@ -82,7 +82,7 @@ def check_output(folder: Path, *ours: str) -> None:
                 "or that of a bundle.",
                 ExitCode.USAGE,
             )
-    elif folder.exists():
+    elif os.path.lexists(folder):
         raise Fatal(f"{folder} is not a folder: name a new one with -o.", ExitCode.USAGE)
 
 
@@ -104,7 +104,7 @@ def changing(folder: Path, *, wait: bool = False) -> AbstractContextManager[None
 def _write_stage(folder: Path, draft: ModelDraft, name: str | None, version: str) -> None:
     manifest = _manifest(folder) or {
         "format": FORMAT,
-        "name": name or folder.name,
+        "name": name or os.path.basename(os.path.abspath(folder)),  # also of "."
         "version": version,
         "licence": LICENCE,
         "intended_use": INTENDED_USE,

@@ -19,8 +19,8 @@ from torch.nn import functional
 from cxrbatch.errors import Fatal, Rejected
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.cascade import Cascade
+from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
-from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.output_file import check_target, new_file
 from cxrbatch.training.datasets import read_decoded
@@ -70,7 +70,8 @@ def explain(file: Path, bundle: Path, out: Path) -> None:
     stage = loaded.disease
     try:
         decoded = read_decoded(file, loaded.input_specs)
-        (found,) = Cascade(loaded, TorchEngine("cpu")).score([decoded])
+        # As a scan: engines round networks of whole numbers otherwise, by several points of a confidence.
+        (found,) = Cascade(loaded, open_engine("auto", "cpu", loaded)).score([decoded])
         if isinstance(found, Rejected):
             raise found
     except Rejected as rejected:

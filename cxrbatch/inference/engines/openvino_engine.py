@@ -37,7 +37,7 @@ __all__ = ["OpenVinoEngine", "cache_folder"]
 
 _PART = 4  # images: larger parts gain nothing on a CPU
 _LARGEST_BATCH = 64
-_CONVERSION = 2  # increase when the conversion changes
+_CONVERSION = 3  # increase when the conversion changes, also its grids
 
 
 def cache_folder() -> Path:
