@@ -251,6 +251,9 @@ def test_a_store_goes_one_step_back_as_the_help_says(tmp_path: Path) -> None:
         for moves in (["upgrade"], ["downgrade", "-1", "--yes"]):
             one_sentence(cxrbatch("--db", url, "db", *moves, cwd=tmp_path), 11, "in use by a scan or a watch")
     assert migrate.current(url) == f"{int(migrate.head()) - 1:04}"
+    migrate.upgrade(url)
+    with only_writer(url):
+        assert cxrbatch("--db", url, "db", "upgrade", cwd=tmp_path).returncode == 0, "there is nothing to do"
 
 
 def test_drop_keeps_no_study_date() -> None:

@@ -15,8 +15,14 @@ __all__ = ["backup", "check", "current", "downgrade", "look", "prune", "upgrade"
 
 
 def upgrade(url: str, revision: str) -> None:
-    with only_writer(url):  # a scan or a watch goes on with the schema that it began with
-        print(f"The store is at schema {migrate.upgrade(url, revision)}.")
+    try:
+        with only_writer(url):  # a scan or a watch goes on with the schema that it began with
+            at: str | None = migrate.upgrade(url, revision)
+    except Fatal as busy:
+        at = migrate.current(url) if busy.exit_code is ExitCode.STORE_IN_USE and revision == "head" else None
+        if at != migrate.head():
+            raise
+    print(f"The store is at schema {at}.")
 
 
 def downgrade(url: str, revision: str) -> None:
