@@ -95,6 +95,21 @@ def test_a_gate_teaches_a_gate(tmp_path: Path) -> None:
     assert load_file(stage.weights)["network.classifier.1.bias"].item() == pytest.approx(10, abs=0.05)
 
 
+def test_a_run_is_not_gone_on_with_by_another_teacher_of_the_same_name(
+    images: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "teacher"
+    shutil.copytree(teacher, mine)
+    student = write_recipe(tmp_path / "s.toml", *OTHER, *taught_by(mine))
+    train(student, images, tmp_path / "student", epochs=1)
+    train(student, images, tmp_path / "student", epochs=1)
+    assert "starts anew" not in capsys.readouterr().out
+    train(write_recipe(tmp_path / "t.toml", *OTHER, ("seed = 3", "seed = 4")), images, mine, epochs=1)
+    capsys.readouterr()
+    train(student, images, tmp_path / "student", epochs=1)
+    assert "starts anew" in capsys.readouterr().out
+
+
 def test_what_cannot_teach_is_refused_in_a_sentence(images: Path, teacher: Path, tmp_path: Path) -> None:
     without_other = write_recipe(tmp_path / "s.toml", OTHER[1], *taught_by(teacher))
     with pytest.raises(Fatal, match="has other classes, outputs or channels than the recipe"):

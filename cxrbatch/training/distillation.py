@@ -28,6 +28,7 @@ class Teacher:
         stage: ModelSpec | None = bundle.gate if recipe.role == "gate" else bundle.disease
         if stage is None:
             raise Fatal(f"The bundle {bundle.path} has no gate that could teach one.")
+        self.sha256 = stage.sha256  # another teacher makes another run
         tensors = load_file(stage.weights)
         self._state = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
         if "other.weight" in tensors and recipe.role == "disease":

@@ -139,7 +139,10 @@ class _Run:
         self.best = copy.deepcopy(self.net)
         self.mean, self.std = normalisation(recipe, images)
         self.progress = Progress(
-            recipe.sha256, images.data_sha256, recipe.pretrained, [phase.epochs for phase in recipe.phases]
+            recipe.sha256,
+            images.data_sha256,
+            recipe.pretrained if self.teacher is None else f"{recipe.pretrained} {self.teacher.sha256}",
+            [phase.epochs for phase in recipe.phases],
         )
         self.checkpoint = work / f"{recipe.role}-checkpoint.safetensors"
         self._saved: dict[str, Tensor] | None = None
