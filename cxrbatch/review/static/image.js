@@ -189,7 +189,7 @@ const pending = {
 const doneActs = JSON.parse(sessionStorage.getItem("acts") ?? "[]"); // for undo: {place, key, name, shown, signature}
 const sending = new Map(); // key of an image -> promise of its last act that is on its way
 const unsaved = new Map(); // key of an image -> its name: its reading could not be saved, and it was not read again
-let retrying = 0; // acts that wait to be sent again
+let retrying = 0; // acts that were not kept at first, until the server has them or refuses them
 const isHere = (done) => done.place === source.place;
 const keepActs = () => sessionStorage.setItem("acts", JSON.stringify(doneActs.slice(-50)));
 
@@ -211,23 +211,27 @@ function send(act) {
 }
 
 async function deliver(act) {
-  for (const wait of [...RETRIES_MS, 0]) {
-    try {
-      const answer = await post("/api/acts", act.document);
-      pending.done(act.document.act_id);
-      states.delete(act.key);
-      return answer;
-    } catch (error) {
-      if (error.final || !wait) {
+  let failed = 0;
+  try {
+    for (const wait of [...RETRIES_MS, 0]) {
+      try {
+        const answer = await post("/api/acts", act.document);
         pending.done(act.document.act_id);
-        throw error;
+        states.delete(act.key);
+        return answer;
+      } catch (error) {
+        if (error.final || !wait) {
+          pending.done(act.document.act_id);
+          throw error;
+        }
+        if (!failed) retrying += failed = 1;
+        await new Promise((resolve) => setTimeout(resolve, wait));
       }
-      retrying += 1;
-      await new Promise((resolve) => setTimeout(resolve, wait));
-      retrying -= 1;
     }
+    return undefined;
+  } finally {
+    retrying -= failed;
   }
-  return undefined;
 }
 
 // Only a page of images sends them again, in the same tab.
