@@ -23,7 +23,7 @@ from cxrbatch.training.preparation import Prepared
 from cxrbatch.training.recipes import Augmentation, Recipe
 from cxrbatch.types import ModelInputSpec
 
-__all__ = ["EpochImages", "batches", "fixed_batches", "on_grid"]
+__all__ = ["EpochImages", "batches", "fixed_batches", "normalisation", "on_grid"]
 
 _PASSES = 1  # class of a gate
 _WORTH_A_WORKER = 512  # images: with fewer, a worker process costs more than it saves

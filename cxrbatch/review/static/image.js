@@ -224,7 +224,10 @@ async function deliver(act) {
           pending.done(act.document.act_id);
           throw error;
         }
-        if (!failed) retrying += failed = 1;
+        if (!failed) {
+          failed = 1;
+          retrying += 1;
+        }
         await new Promise((resolve) => setTimeout(resolve, wait));
       }
     }
