@@ -44,13 +44,13 @@ class Kind:
 
 
 KINDS = (
-    Kind("jpeg1024", "JPEG 1024 px", ".jpg", 240, 30),
-    Kind("jpeg2000", "JPEG 2000 px", ".jpg", 160, 24),
-    Kind("png1024", "PNG 1024 px", ".png", 160, 30),
-    Kind("raw", "DICOM raw, 2048 x 2500, 16 bit", ".dcm", 80, 12),
-    Kind("jpegll", "DICOM JPEG lossless, the same", ".dcm", 80, 8),
-    Kind("j2k", "DICOM JPEG 2000 lossless, the same", ".dcm", 60, 6),
-    Kind("real", "images of ../shared/data", "", 240, 30),
+    Kind("jpeg1024", "JPEG 1024 px", ".jpg", 1_000, 30),
+    Kind("jpeg2000", "JPEG 2000 px", ".jpg", 800, 24),
+    Kind("png1024", "PNG 1024 px", ".png", 600, 30),
+    Kind("raw", "DICOM raw, 2048 x 2500, 16 bit", ".dcm", 240, 12),
+    Kind("jpegll", "DICOM JPEG lossless, the same", ".dcm", 160, 8),
+    Kind("j2k", "DICOM JPEG 2000 lossless, the same", ".dcm", 240, 6),
+    Kind("real", "images of ../shared/data", "", 1_500, 30),
 )
 
 

@@ -1,19 +1,22 @@
 """OpenVINO on CPU: several times faster than PyTorch there, and ready without importing it.
 
 The network is built from the bundle's weights at first use (openvino_graph.py; other architectures through PyTorch,
-which takes seconds once) and cached under the hash of everything that it was built from. All arithmetic is float32:
-by default, OpenVINO would use bfloat16 on processors that have it.
+which takes seconds once). The compiled network is cached under the hash of everything that it was built from, with its
+own hash in front; OpenVINO refuses one that another version or another kind of processor has compiled. Its inference
+precision is float32: by default it would be bfloat16 on processors that have it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,12 @@ __all__ = ["OpenVinoEngine", "cache_folder"]
 
 _PART = 4  # images: larger parts gain nothing on a CPU
 _LARGEST_BATCH = 64
-_CONVERSION = 3  # increase when the conversion changes, also its grids
+_CONVERSION = 4  # increase when the conversion changes, also its grids
+_DIGEST = 32  # bytes of a SHA-256
 
 
 def cache_folder() -> Path:
-    """The folder of converted networks: $XDG_CACHE_HOME/cxrbatch or ~/.cache/cxrbatch. It may be deleted any time."""
+    """The folder of compiled networks: $XDG_CACHE_HOME/cxrbatch or ~/.cache/cxrbatch. It may be deleted any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrbatch"
 
 
@@ -75,7 +79,11 @@ class OpenVinoEngine:
             "NUM_STREAMS": self._threads,
             "INFERENCE_NUM_THREADS": self._threads,
         }
-        compiled = self._core.compile_model(self._model(stage), "CPU", settings)
+        cached = cache_folder() / f"{_key(stage)}.blob"
+        compiled = self._cached(cached, settings)
+        if compiled is None:
+            compiled = self._core.compile_model(_convert(stage), "CPU", settings)
+            _write(cached, compiled.export_model().getvalue())
         requests = [compiled.create_infer_request() for _ in range(self._threads)]
 
         def run(model_inputs: NDArray[np.uint8], /) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -93,23 +101,27 @@ class OpenVinoEngine:
 
         return run
 
-    def _model(self, stage: ModelSpec) -> Any:
-        """The converted network, from the cache if it is there; the cache file is written atomically."""
-        kept = cache_folder() / f"{_key(stage)}.xml"
+    def _cached(self, file: Path, settings: dict[str, Any]) -> Any:
+        """The compiled network in this cache file; None where it is missing, damaged, or compiled for another CPU."""
         try:
-            return self._core.read_model(kept)
-        except RuntimeError:  # missing or damaged: build it
-            model = _convert(stage)
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-                made = Path(folder) / kept.name
-                openvino.save_model(model, made, compress_to_fp16=False)
-                os.replace(made.with_suffix(".bin"), kept.with_suffix(".bin"))
-                os.replace(made, kept)
+            data = file.read_bytes()
         except OSError:
-            pass  # it cannot be cached: the next start converts again
-        return model
+            return None
+        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            return None
+        try:
+            return self._core.import_model(io.BytesIO(data[_DIGEST:]), "CPU", settings)
+        except RuntimeError:
+            return None
+
+
+def _write(file: Path, compiled: bytes) -> None:
+    with suppress(OSError):  # it cannot be cached: the next start compiles again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder) / file.name
+            part.write_bytes(hashlib.sha256(compiled).digest() + compiled)
+            os.replace(part, file)
 
 
 def _key(stage: ModelSpec) -> str:
