@@ -17,7 +17,7 @@ import torch
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference import engines
 from cxrbatch.inference.bundle import Bundle, load_bundle
-from cxrbatch.inference.engines import open_engine
+from cxrbatch.inference.engines import open_engine, openvino_engine
 from cxrbatch.inference.engines.openvino_engine import OpenVinoEngine
 from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import check_logits, check_model_inputs
@@ -69,6 +69,15 @@ def test_what_is_cached_depends_on_everything_it_was_made_from(bundle: Bundle, t
     assert larger.disease.sha256 == bundle.disease.sha256
     model_inputs = np.zeros((1, 96, 96), np.uint8)
     assert OpenVinoEngine().load(larger.disease)(model_inputs)[0].shape == (1, 4)
+
+
+def test_a_processor_of_another_kind_has_a_cache_of_its_own(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OpenVinoEngine().load(bundle.disease)
+    monkeypatch.setattr(openvino_engine, "_processor_features", lambda: "flags: another kind")
+    OpenVinoEngine().load(bundle.disease)
+    assert len(list((tmp_path / "cache/cxrbatch").iterdir())) == 2
 
 
 def test_a_start_needs_no_torch_and_no_converter(bundle: Bundle) -> None:

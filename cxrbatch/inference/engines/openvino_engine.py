@@ -1,9 +1,9 @@
 """OpenVINO on CPU: several times faster than PyTorch there, and ready without importing it.
 
 The network is built from the bundle's weights at first use (openvino_graph.py; other architectures through PyTorch,
-which takes seconds once). The compiled network is cached under the hash of everything that it was built from, with its
-own hash in front; OpenVINO refuses one that another version or another kind of processor has compiled. Its inference
-precision is float32: by default it would be bfloat16 on processors that have it.
+which takes seconds once). The compiled network is cached under the hash of everything that it was made from and by,
+with its own hash in front. Its inference precision is float32: by default it would be bfloat16 on processors that have
+it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class OpenVinoEngine:
         return run
 
     def _cached(self, file: Path, settings: dict[str, Any]) -> Any:
-        """The compiled network in this cache file; None where it is missing, damaged, or compiled for another CPU."""
+        """The compiled network in this cache file; None where it is missing, damaged or refused."""
         try:
             data = file.read_bytes()
         except OSError:
@@ -126,7 +127,18 @@ def _write(file: Path, compiled: bytes) -> None:
 
 def _key(stage: ModelSpec) -> str:
     made_from = [stage.sha256, stage.architecture, stage.channels, stage.model_input.size, stage.mean, stage.std]
-    return hashlib.sha256(json.dumps([*made_from, _CONVERSION, openvino.__version__]).encode()).hexdigest()[:32]
+    made_by = [_CONVERSION, openvino.__version__, _processor_features()]
+    return hashlib.sha256(json.dumps([*made_from, *made_by]).encode()).hexdigest()[:32]
+
+
+@cache
+def _processor_features() -> str:
+    """What this kind of processor can do, as Linux says it; machines of several kinds may share a home folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _convert(stage: ModelSpec) -> Any:
