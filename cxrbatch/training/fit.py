@@ -74,14 +74,14 @@ def train(
     check_output(out, _WORKING)
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
-    images = prepare(plan, data, limit, without_sources, without_files)
-    unreadable, listed = work / "unreadable.txt", "".join(f"{f.path}: {why}\n" for f, why in images.unreadable)
-    unreadable.write_text(listed, "utf-8", "surrogateescape")  # names of files are bytes
-    if images.unreadable:
-        print(f"{len(images.unreadable)} file(s) can't be read and are left out: see {unreadable}")
-    if plan.class_grid:
-        plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
     with locked(work / f"{plan.role}.lock", f"Another process trains into {out}: wait for it, or name another folder."):
+        images = prepare(plan, data, limit, without_sources, without_files)
+        unreadable, listed = work / "unreadable.txt", "".join(f"{f.path}: {why}\n" for f, why in images.unreadable)
+        unreadable.write_text(listed, "utf-8", "surrogateescape")  # names of files are bytes
+        if images.unreadable:
+            print(f"{len(images.unreadable)} file(s) can't be read and are left out: see {unreadable}")
+        if plan.class_grid:
+            plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
         run = _Run(plan, images, work, resume, on)
         run.finish()
     if plan.role == "findings":
