@@ -32,9 +32,17 @@ from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.calibration_images import chosen_images, own_folders, training_images
 from cxrbatch.training.class_bias import balanced_bias
 from cxrbatch.training.conformal import class_thresholds, source_weights
-from cxrbatch.training.datasets import LabelledImage, find_folders, label_names, read_images, split_images
+from cxrbatch.training.datasets import LabelledImage, find_folders, read_images, split_images
 from cxrbatch.training.reference import reference_block
-from cxrbatch.training.scores import Scores, assess_each, probabilities_of, score_images, targets_of
+from cxrbatch.training.scores import (
+    Scores,
+    assess_each,
+    is_named,
+    probabilities_of,
+    score_images,
+    targets_of,
+    under_class_names,
+)
 from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down, sureness
 from cxrbatch.types import Decision, ModelInputSpec
 
@@ -101,7 +109,7 @@ def _calibrate(
     if missing:
         raise Fatal(
             f"{data} has no readable {split} image of {', '.join(missing)}: each class of the bundle needs some, in a "
-            "folder of its name."
+            "folder of its name or of one that its recipe gave it."
         )
     if balance:
         constants = balanced_bias(
@@ -122,7 +130,8 @@ def _calibrate(
     if loaded.gate is not None:
         others = find_folders(data, own_folders(loaded.gate))
         if [f.path for f in others] != [f.path for f in folders]:
-            scores = score_images(loaded, [f for one in others for f in split_images(one.images, split)], engine)
+            images = [f for one in others for f in split_images(one.images, split)]
+            scores = score_images(loaded, under_class_names(images, loaded), engine)
         calibrate_gate(loaded, scores, split)
     _write_reference(bundle, known.images, engine, split)
 
@@ -216,7 +225,7 @@ def _right_answers(scores: Scores, bundle: Bundle) -> NDArray[np.bool_]:
     for partial in bundle.disease.manifest.get("training", {}).get("partial", ()):
         allowed = np.array([name in partial["classes"] for name in classes])
         for row, image in enumerate(scores.images):
-            if any(label_names(image.task, image.label, spelling) for spelling in partial["labels"]):
+            if is_named(image, partial["labels"]):
                 right[row] = allowed
     return right
 

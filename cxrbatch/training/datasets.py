@@ -32,6 +32,7 @@ __all__ = [
     "data_digest",
     "find_folders",
     "grouped_split",
+    "known_patients",
     "label_matches",
     "label_names",
     "leaked_images",
@@ -250,6 +251,13 @@ def leaked_images(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
     shared = {lengths[f.path] for f in tests} & {lengths[f.path] for f in trained}
     digests = {_digest(image) for image in trained if lengths[image.path] in shared}
     return [image for image in tests if lengths[image.path] in shared and _digest(image) in digests]
+
+
+def known_patients(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
+    """Test images of a patient, by the groups of manifest.csv, of whom there is a training image."""
+    images = [image for folder in folders for image in folder.images]
+    learnt = {image.group for image in split_images(images, "train")}
+    return [image for image in split_images(images, "test") if image.group in learnt]
 
 
 def _digest(image: LabelledImage) -> str:

@@ -76,6 +76,8 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     with locked(work / f"{plan.role}.lock", f"Another process trains into {out}: wait for it, or name another folder."):
         images = prepare(plan, data, limit, without_sources, without_files)
+        for split, number in images.same_patients.items():
+            print(f"{number} image(s) in {split}/ show a patient of train/ (group in manifest.csv): figures flatter.")
         unreadable, listed = work / "unreadable.txt", "".join(f"{f.path}: {why}\n" for f, why in images.unreadable)
         unreadable.write_text(listed, "utf-8", "surrogateescape")  # names of files are bytes
         if images.unreadable:
@@ -88,7 +90,6 @@ def train(
         write_whole(out / "findings.safetensors", save(run.best_state()))
         print(f"The weights are in {out / 'findings.safetensors'}: give them to another recipe with --pretrained.")
         return
-    normal = run.mean.flatten().tolist(), run.std.flatten().tolist()
     state, other = split_other(run.best_state(), len(images.classes)) if plan.other else (run.best_state(), None)
     draft = ModelDraft(
         role=plan.role,
@@ -96,8 +97,8 @@ def train(
         channels=plan.channels,
         classes=images.classes,
         model_input=plan.model_input,
-        mean=tuple(normal[0]),
-        std=tuple(normal[1]),
+        mean=tuple(run.mean.flatten().tolist()),
+        std=tuple(run.std.flatten().tolist()),
         state=state,
         other=other,
         training={
@@ -112,6 +113,7 @@ def train(
             "without_sources": list(without_sources),
             "without_files": 0 if without_files is None else len(listed_paths(without_files)),
             "other": plan.other,
+            "labels": {name: list(spellings) for name, spellings in plan.classes.items()},
             "partial": [{"labels": list(one.labels), "classes": list(one.classes)} for one in plan.partial],
             "data": list(plan.data),
             "device": str(on),
@@ -287,9 +289,8 @@ class _Run:
         spec = replace(self.recipe.model_input, size=phase.size or self.recipe.model_input.size)
         plain = replace(self.recipe.augmentation, kind="none")
         losses, right = 0.0, 0.0
-        for model_inputs, labels in fixed_batches(
-            self.images.val_arrays, self.images.val_labels, spec, self.recipe.batch
-        ):
+        images = fixed_batches(self.images.val_arrays, self.images.val_labels, spec, self.recipe.batch)
+        for model_inputs, labels in images:
             x = self._normal(on_grid(model_inputs.to(self.device), plain, self.recipe.channels))
             with self._precision():
                 logits = net(x)[0].float().cpu()

@@ -52,6 +52,7 @@ class Prepared:
     val_labels: list[int]
     unreadable: list[tuple[LabelledImage, str]]
     held_out: dict[str, Any] | None  # what was held out of the training folder, as the manifest says it; None: nothing
+    same_patients: dict[str, int]  # split -> its images of which train, by its groups, has the patient too
     data_sha256: str
     targets: NDArray[np.float32]  # (labels, outputs): what each class number, and each partial one, asks for
     smoothing: NDArray[np.float32]  # (labels,)
@@ -115,6 +116,8 @@ def prepare(
                 there_are = ", ".join(sorted({f.label for folder in folders for f in folder.images}))
                 hint = f"; its folders are {there_are}, and a recipe without [classes] takes them as they are"
                 raise Fatal(f"{data} has no image of the class {label} for {name}{hint if recipe.classes else ''}.")
+    learnt = {f.group for f in train}
+    shared = Counter(f.split for f in images if f.split != "train" and f.group in learnt)
     longest = round(recipe.model_input.size * _ROOM)
     train, train_arrays, lost = read_images(train, longest)
     val, val_arrays, lost_too = read_images(val, longest)
@@ -128,7 +131,7 @@ def prepare(
         classes = (classes[0], "FRONTAL")[: complete - 1]
     return Prepared(
         classes, names, train, train_arrays, train_labels, val, val_arrays, val_labels,
-        lost + lost_too, held_out, _digest(train, val),
+        lost + lost_too, held_out, dict(shared), _digest(train, val),
         *_targets(recipe, classes, complete),
     )  # fmt: skip
 
@@ -160,7 +163,7 @@ def _prepare_findings(
     train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
     return Prepared(
         tuple(recipe.classes), tuple(label for _, label in number), train, train_arrays, train_labels,
-        val, val_arrays, val_labels, lost + lost_too, None, _digest(train, val),
+        val, val_arrays, val_labels, lost + lost_too, None, {}, _digest(train, val),
         targets, np.full(len(number), recipe.label_smoothing, np.float32), np.full(len(number), 1 / len(number)),
     )  # fmt: skip
 
