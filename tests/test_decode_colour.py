@@ -53,6 +53,13 @@ def test_three_samples_of_a_colour_space_that_is_not_read_are_refused(photometri
     assert refusal(coloured(photometric, GREY_AS_RGB.tobytes())) == ReasonCode.UNSUPPORTED_PIXELS
 
 
+def test_uncompressed_pixels_of_thinned_chroma_are_read_where_their_range_is_known() -> None:
+    thinned = np.full((EIGHT.size // 2, 4), 128, np.uint8)
+    thinned[:, :2] = EIGHT.reshape(-1, 2)
+    np.testing.assert_array_equal(read_grey(coloured("YBR_FULL_422", thinned.tobytes()))[0], EIGHT)
+    assert refusal(coloured("YBR_PARTIAL_422", thinned.tobytes())) == ReasonCode.UNSUPPORTED_PIXELS
+
+
 @pytest.mark.parametrize("photometric", ["YBR_RCT", "YBR_ICT"])
 def test_the_names_that_jpeg_2000_leaves_on_decompressed_pixels_are_rgb(photometric: str) -> None:
     np.testing.assert_array_equal(read_grey(coloured(photometric, GREY_AS_RGB.tobytes()))[0], EIGHT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import fields
 from typing import Any
 
@@ -394,13 +395,42 @@ def test_identifiers_are_hashed_kept_or_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("age", "flagged"),
-    [("017Y", True), ("018Y", False), ("011M", True), ("216M", False), ("003D", True), ("", False), ("Y", False)],
+    [
+        *(("017Y", True), ("018Y", False), ("011M", True), ("216M", False), ("003D", True), ("", False), ("Y", False)),
+        *(("17", True), ("18", False), ("0", False), ("Y17", True), ("Y18", False), ("17 y", True), ("Y17M", False)),
+    ],
 )
 def test_a_child_is_flagged_by_the_age_in_its_header(age: str, flagged: bool) -> None:
     dataset = as_dicom(EIGHT)
     dataset.PatientAge = age
     facts = read_grey(write_dicom(dataset))[1]
     assert ("paediatric" in facts.quality_flags) is flagged
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_an_element_that_occurs_twice_may_have_one_value(syntax: UID) -> None:
+    """dcmtk takes the first, pydicom the last: of two polarities either might be meant."""
+    data, deflated = write_dicom(as_dicom(EIGHT, syntax)), syntax == DeflatedExplicitVRLittleEndian
+    meta_end = 144 + struct.unpack_from("<I", data, 140)[0]
+    meta, body = data[:meta_end], zlib.decompress(data[meta_end:], -15) if deflated else data[meta_end:]
+    head = b"\x28\x00\x04\x00" + (struct.pack("<I", 12) if syntax == ImplicitVRLittleEndian else b"CS\x0c\x00")
+    at = body.index(head)
+
+    def with_a_second(value: bytes) -> bytes:
+        twice, packer = body[:at] + head + value + body[at:], zlib.compressobj(wbits=-15)
+        return meta + (packer.compress(twice) + packer.flush() if deflated else twice)
+
+    np.testing.assert_array_equal(read_grey(with_a_second(b"MONOCHROME2 "))[0], EIGHT)
+    assert refusal(with_a_second(b"MONOCHROME1 ")) == ReasonCode.CORRUPT_DICOM
+
+
+def test_a_file_that_ends_inside_its_last_element_goes_to_review() -> None:
+    dataset = as_dicom(EIGHT)
+    dataset.PixelData += bytes(100)
+    for data in (write_dicom(dataset)[:-90], write_dicom(as_dicom(EIGHT, DataSetTrailingPadding=bytes(50)))[:-5]):
+        grey, facts = read_grey(data)
+        np.testing.assert_array_equal(grey, EIGHT)
+        assert facts.quality_flags == ("decoder_warning",)
 
 
 def test_every_transfer_syntax_has_a_decoder() -> None:

@@ -57,6 +57,7 @@ _AS_DECODED: Any = {
     "apply_j2k_sign_correction": False,
 }
 _SINGLE = (None, "", 0, 1)  # NumberOfFrames of one frame
+_COLOURS = "The colour space of the pixels is not read."
 _ITEM = b"\xfe\xff\x00\xe0"
 DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(
     (*_JPEG, *_J2K, RLELossless), ("imagecodecs", "simplejpeg")
@@ -115,6 +116,8 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
     Raises Rejected: UNSUPPORTED_TRANSFER_SYNTAX, UNSUPPORTED_PIXELS, TRUNCATED, CORRUPT_PIXELS.
     """
     syntax = _true_syntax(dataset, syntax)
+    if _is_native(syntax) and str(dataset.get("PhotometricInterpretation")).startswith("YBR_PARTIAL"):
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, _COLOURS)  # pydicom would miss bytes of the thinned chroma
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     _trace.most, _trace.output, _trace.problem = most, None, None
@@ -134,14 +137,12 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
             raise (_trace.problem or _explain(error)) from error
         # Gateways that decompress JPEG 2000 leave its two names on what is RGB by then.
         if samples.ndim == 3 and seen["photometric_interpretation"] not in ("RGB", "YBR_RCT", "YBR_ICT"):
-            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The colour space of the pixels is not read.")
+            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, _COLOURS)
         if not plugin and dataset.BitsAllocated != 1:
             samples = _fitted(samples, samples.dtype.itemsize * 8)
-    native = f"pydicom {pydicom.__version__}"
     if _trace.output is None:
-        return FirstFrame(
-            samples, native, _has_excess(dataset, samples.nbytes), above_bits_stored=_trace.above_bits_stored
-        )
+        excess, above = _has_excess(dataset, samples.nbytes), _trace.above_bits_stored
+        return FirstFrame(samples, f"pydicom {pydicom.__version__}", excess, above_bits_stored=above)
     output = _trace.output
     suspect = output.suspect or _begins_again(dataset)
     return FirstFrame(samples, output.decoder, suspect, above_bits_stored=_trace.above_bits_stored)

@@ -41,7 +41,7 @@ def read_dicom_image(
 
     Raises Rejected (see dicom.read and dicom.frames; TOO_MANY_PIXELS, TOO_SMALL).
     """
-    dataset, syntax = read_dicom(data, limits)
+    dataset, syntax, is_cut = read_dicom(data, limits)
     rows, columns = (_positive(dataset, keyword) for keyword in ("Rows", "Columns"))
     require_size(rows, columns, limits)
     frames = max(1, int(_number(dataset, "NumberOfFrames") or 1))
@@ -58,7 +58,7 @@ def read_dicom_image(
     samples, scale = _seen(frame, dataset, photometric, bits_stored, little_endian)
     seen = {
         "multi_frame": frames > 1,
-        "decoder_warning": frame.suspect,
+        "decoder_warning": frame.suspect or is_cut,
         "paediatric": is_child(text(dataset, "PatientAge")),
         "above_bits_stored": frame.above_bits_stored,
         "polarity_suspect": _contradicts_itself(dataset, photometric),
