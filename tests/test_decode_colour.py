@@ -60,6 +60,15 @@ def test_uncompressed_pixels_of_thinned_chroma_are_read_where_their_range_is_kno
     assert refusal(coloured("YBR_PARTIAL_422", thinned.tobytes())) == ReasonCode.UNSUPPORTED_PIXELS
 
 
+def test_colour_of_12_bits_is_flagged_as_that_of_8_is() -> None:
+    for stored in (np.stack([EIGHT // 2, EIGHT, EIGHT], axis=-1), GREY_AS_RGB):
+        for values, bits in ((stored, 8), (stored.astype(np.uint16) << 4, 12)):
+            dataset = as_dicom(EIGHT, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+            dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * values.itemsize, bits, bits - 1
+            dataset.PixelData, dataset["PixelData"].VR = values.tobytes(), "OW"
+            assert ("colour" in read_grey(write_dicom(dataset))[1].quality_flags) == (stored is not GREY_AS_RGB)
+
+
 @pytest.mark.parametrize("photometric", ["YBR_RCT", "YBR_ICT"])
 def test_the_names_that_jpeg_2000_leaves_on_decompressed_pixels_are_rgb(photometric: str) -> None:
     np.testing.assert_array_equal(read_grey(coloured(photometric, GREY_AS_RGB.tobytes()))[0], EIGHT)

@@ -136,7 +136,15 @@ def test_png_of_few_bits(depth: int) -> None:
     padded = levels.reshape(160, -1, 8 // depth)
     shifts = np.arange(8 // depth)[::-1] * depth
     rows = [(row << shifts).sum(axis=1).astype(np.uint8).tobytes() for row in padded.astype(int)]
-    np.testing.assert_array_equal(read_grey(png(depth, 0, rows, 144))[0], levels * (255 // (2**depth - 1)))
+    expected = levels * (255 // (2**depth - 1))
+    np.testing.assert_array_equal(read_grey(png(depth, 0, rows, 144))[0], expected)
+    keyed, facts = read_grey(png(depth, 0, rows, 144, b"tRNS\x00\x00"))  # as it is: composited on black
+    np.testing.assert_array_equal(keyed, expected)
+    assert "alpha" in facts.quality_flags
+    if depth > 1:
+        keyed, facts = read_grey(png(depth, 0, rows, 144, b"tRNS\x00" + bytes([levels.max()])))
+        np.testing.assert_array_equal(keyed, np.where(levels == levels.max(), 0, expected))
+        assert "alpha" in facts.quality_flags
 
 
 def test_png_of_16_bits() -> None:

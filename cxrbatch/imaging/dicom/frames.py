@@ -173,8 +173,6 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
         output = decode_jpeg(src, header, most)
         if not _can_leave(output):
             output = decode_jpeg(src, header)
-        if header.lossy and _trace.bits is not None and header.precision < _trace.bits.stored:
-            output = replace(output, suspect=True)  # scaled to fewer bits, unlike the header's window
         if header.colours:
             runner.set_option("photometric_interpretation", header.colours)
     elif src.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")):
@@ -198,6 +196,8 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
         return planar if fitted is words else fitted.tobytes()
     else:
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The pixel data are not in a compressed format that is known.")
+    if output.lossy and _trace.bits is not None and output.precision < _trace.bits.stored:
+        output = replace(output, suspect=True)  # scaled to fewer bits, unlike the header's window
     _trace.output = output
     if output.shrunk > 1:
         raise _Smaller
