@@ -20,6 +20,7 @@ __all__ = [
     "abnormal_probability",
     "assess",
     "frontal_by_header",
+    "normal_class",
 ]
 
 NOT_CHEST = "NOT_CHEST"
@@ -137,7 +138,7 @@ def assess(
         return Assessment(NOT_FRONTAL, confidence, Decision.NEEDS_REVIEW, ("not_frontal", *flags))
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     confidence = float(probabilities[best])
-    normal = _normal(thresholds.classes)
+    normal = normal_class(thresholds.classes)
     abnormal = None if normal is None else abnormal_probability(float(probabilities[normal]), other_probability)
     wanted = thresholds.confidence
     reasons = (
@@ -171,5 +172,6 @@ def _label_set(thresholds: Thresholds, probabilities: Sequence[float]) -> tuple[
     return tuple(thresholds.classes[i] for i in chosen)
 
 
-def _normal(classes: Sequence[str]) -> int | None:
+def normal_class(classes: Sequence[str]) -> int | None:
+    """The position of the class NORMAL, in any capitals; None where there is none."""
     return next((i for i, name in enumerate(classes) if name.upper() == "NORMAL"), None)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.normalize import fit_model_input
 from cxrbatch.inference.bundle import Bundle, load_bundle
-from cxrbatch.inference.cascade import of_length_one, ood_scores, other_probability
+from cxrbatch.inference.cascade import of_length_one, ood_scores, other_probability, probabilities_of
 from cxrbatch.inference.decision import Thresholds
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
@@ -38,7 +38,6 @@ from cxrbatch.training.scores import (
     Scores,
     assess_each,
     is_named,
-    probabilities_of,
     score_images,
     targets_of,
     under_class_names,

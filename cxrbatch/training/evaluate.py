@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
-from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
+from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL, normal_class
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.training import metrics
@@ -116,7 +116,7 @@ def _disease(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
     p, k = scores.probabilities, len(classes)
     guess = p.argmax(1)
     counts = metrics.confusion(y, guess, k)
-    normal = next((i for i, name in enumerate(classes) if label_matches(name, "NORMAL")), None)
+    normal = normal_class(classes)
 
     def figures(rows: NDArray[np.int64]) -> dict[str, float]:
         table = metrics.class_table(metrics.confusion(y[rows], guess[rows], k))
@@ -268,7 +268,7 @@ def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[
 def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], draws: int) -> dict[str, Any]:
     chosen, left = scores.chosen(mask), (~scores.passed & ~scores.rejected)[mask]
     guess = chosen.probabilities.argmax(1)
-    normal = np.array([label_matches(classes[g], "NORMAL") for g in guess]) & chosen.passed
+    normal = (guess == normal_class(classes)) & chosen.passed
     said = {name: int(((guess == c) & chosen.passed).sum()) for c, name in enumerate(classes)}
     kept = {"sent_to_review": chosen.review, "review_or_not_normal": chosen.review | ~normal}
 
@@ -289,7 +289,7 @@ def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], dra
 def _abnormal_auc(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str]) -> float:
     """AUC of `abnormal_probability`: abnormal classes of the set against the images of `mask`; NaN without either."""
     y = targets_of(scores.images, classes)
-    normal = next((c for c, name in enumerate(classes) if label_matches(name, "NORMAL")), None)
+    normal = normal_class(classes)
     if normal is None:
         return float("nan")
     abnormal = (y >= 0) & (y != normal)

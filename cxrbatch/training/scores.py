@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cxrbatch.errors import Rejected
 from cxrbatch.inference.bundle import Bundle
-from cxrbatch.inference.cascade import gate_probabilities, ood_scores, other_probability
+from cxrbatch.inference.cascade import gate_probabilities, ood_scores, other_probability, probabilities_of
 from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL, Assessment, Thresholds, assess
 from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.inference.model_spec import ModelSpec
@@ -22,7 +22,6 @@ __all__ = [
     "Scores",
     "assess_each",
     "is_named",
-    "probabilities_of",
     "score_images",
     "targets_of",
     "under_class_names",
@@ -82,14 +81,6 @@ class Scores:
             self.grey_mean[mask],
             tuple(self.assessments[i] for i in rows),
         )
-
-
-def probabilities_of(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Softmax of logits (n, k) / temperature."""
-    scaled = logits / temperature
-    powers = np.exp(scaled - scaled.max(1, keepdims=True))
-    shares: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
-    return shares
 
 
 def under_class_names(images: Sequence[LabelledImage], bundle: Bundle) -> list[LabelledImage]:
