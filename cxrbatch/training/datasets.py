@@ -39,6 +39,7 @@ __all__ = [
     "listed_paths",
     "read_decoded",
     "read_image",
+    "read_images",
     "shrink",
     "split_images",
 ]
