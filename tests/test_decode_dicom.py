@@ -347,6 +347,9 @@ def test_what_cannot_be_read_says_why() -> None:
     nameless = as_dicom(EIGHT)
     del nameless.PhotometricInterpretation
     assert refusal(write_dicom(nameless)) == ReasonCode.CORRUPT_DICOM
+    misread = write_dicom(as_dicom(EIGHT)).replace(b"\x28\x00\x04\x00CS", b"\x28\x00\x04\x00FD")
+    with pytest.raises(Rejected, match="The pixel data cannot be read"):  # and not as an error of ours
+        read_grey(misread)
     flat = as_dicom(np.full((64, 64), 7, np.uint8))
     assert refusal(write_dicom(flat)) == ReasonCode.CONSTANT_IMAGE
     assert refusal(write_dicom(as_dicom(EIGHT[:16, :16].copy()))) == ReasonCode.TOO_SMALL

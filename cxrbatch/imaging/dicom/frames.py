@@ -33,6 +33,7 @@ from pydicom.uid import (
 
 from cxrbatch import unexpected
 from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.imaging.dicom.identity import text
 from cxrbatch.imaging.dicom.stored_bits import StoredBits
 from cxrbatch.imaging.formats.codecs import CodecOutput, decode_j2k, decode_jpeg, decode_rle
 from cxrbatch.imaging.formats.codestream import j2k_codestream, j2k_header, jpeg_header
@@ -116,7 +117,7 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
     Raises Rejected: UNSUPPORTED_TRANSFER_SYNTAX, UNSUPPORTED_PIXELS, TRUNCATED, CORRUPT_PIXELS.
     """
     syntax = _true_syntax(dataset, syntax)
-    if _is_native(syntax) and str(dataset.get("PhotometricInterpretation")).startswith("YBR_PARTIAL"):
+    if _is_native(syntax) and text(dataset, "PhotometricInterpretation").startswith("YBR_PARTIAL"):
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, _COLOURS)  # pydicom would miss bytes of the thinned chroma
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
