@@ -119,11 +119,10 @@ def assess(
 
     `gate_probability` is that of a chest image, None without a gate; `frontal_probability` that of a frontal one, None
     where the gate has no such output; `view_position` is the header's and decides where it is known. `probabilities`
-    has one value for each of
-    `thresholds.classes`; it is ignored, and may be empty, where the gate says no. `ood_score` above 1 is unlike the
-    training data. `other_probability` is that of none of the classes: an image called NORMAL goes to review for it as
-    it does for a low confidence. The flags of REVIEW_FLAGS send an image to review on both sides of the gate: a
-    degraded chest image is one that the gate easily takes for something else.
+    has one value for each of `thresholds.classes`; it is ignored, and may be empty, where the gate says no.
+    `ood_score` above 1 is unlike the training data. `other_probability` is that of none of the classes: an image called
+    NORMAL goes to review for it as it does for a low confidence. The flags of REVIEW_FLAGS send an image to review on
+    both sides of the gate: a degraded chest image is one that the gate easily takes for something else.
     """
     flags = tuple(flag for flag in quality_flags if flag in REVIEW_FLAGS)
     if not thresholds.is_chest(gate_probability):

@@ -32,7 +32,7 @@ from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.calibration_images import chosen_images, own_folders, training_images
 from cxrbatch.training.class_bias import balanced_bias
 from cxrbatch.training.conformal import class_thresholds, source_weights
-from cxrbatch.training.datasets import LabelledImage, find_folders, read_images, split_images
+from cxrbatch.training.datasets import ROOM, LabelledImage, find_folders, read_images, split_images
 from cxrbatch.training.reference import reference_block
 from cxrbatch.training.scores import (
     Scores,
@@ -234,7 +234,7 @@ def _restyled(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Logits (n, k) and classes (n,) of the images in other looks, drawn with a fixed seed."""
     rng = np.random.default_rng(seed)
-    read, arrays, _ = read_images(images, round(stage.model_input.size * 1.15))
+    read, arrays, _ = read_images(images, round(stage.model_input.size * ROOM))
     if stage.model_input.fit == "stretch":
         arrays = [fit_model_input(p, ModelInputSpec(max(p.shape), "stretch")) for p in arrays]
     change = StyleAugmentation(stage.model_input.size, look=_RESTYLED_LOOK)

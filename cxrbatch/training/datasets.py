@@ -26,6 +26,7 @@ from cxrbatch.training.tables import read_rows
 from cxrbatch.types import DecodedImage, ModelInputSpec
 
 __all__ = [
+    "ROOM",
     "SPLITS",
     "ImageFolder",
     "LabelledImage",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
+ROOM = 1.15  # images are kept a little larger than the model input, so that crops lose nothing
 #: The suffixes of images. Formats that the decoder does not read (.bmp to .webp) are included, so that such files are
 #: listed as unreadable instead of ignored silently; README.txt and Thumbs.db are not images.
 _SUFFIXES = frozenset(

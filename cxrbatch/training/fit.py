@@ -19,7 +19,7 @@ from cxrbatch.errors import Fatal
 from cxrbatch.inference.engines.networks import FeatureNetwork
 from cxrbatch.training import plots
 from cxrbatch.training.backbones import freeze, split_other, start_network
-from cxrbatch.training.batches import EpochImages, batches, fixed_batches, normalisation, on_grid
+from cxrbatch.training.batches import EpochImages, as_floats, batches, fixed_batches, normalisation
 from cxrbatch.training.bundle_writer import ModelDraft, check_output, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from cxrbatch.training.datasets import listed_paths
@@ -236,7 +236,7 @@ class _Run:
             )  # fmt: skip
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate
-            grey = on_grid(model_inputs.to(self.device), recipe.augmentation, recipe.channels)
+            grey = as_floats(model_inputs.to(self.device), recipe.augmentation, recipe.channels)
             x, other, share = mixup(self._normal(grey), recipe.mixup)
             targets, smoothing = self.targets[labels].to(self.device), self.smoothing[labels].to(self.device)
             with mixstyle(self.net, recipe.mixstyle), self._precision():
@@ -291,7 +291,7 @@ class _Run:
         losses, right = 0.0, 0.0
         images = fixed_batches(self.images.val_arrays, self.images.val_labels, spec, self.recipe.batch)
         for model_inputs, labels in images:
-            x = self._normal(on_grid(model_inputs.to(self.device), plain, self.recipe.channels))
+            x = self._normal(as_floats(model_inputs.to(self.device), plain, self.recipe.channels))
             with self._precision():
                 logits = net(x)[0].float().cpu()
             loss = loss_of(logits, self.targets[labels], torch.zeros(len(labels)), binary=self.recipe.binary)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
 from cxrbatch.training.datasets import (
+    ROOM,
     LabelledImage,
     data_digest,
     find_folders,
@@ -30,7 +31,6 @@ from cxrbatch.training.recipes import Recipe
 __all__ = ["Prepared", "prepare"]
 
 _GATE_NUMBERS = (1, 0, 2)  # a gate's [classes] name what passes first; see `Prepared`
-_ROOM = 1.15  # images are kept a little larger than the model input, so that crops lose nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def prepare(
                 raise Fatal(f"{data} has no image of the class {label} for {name}{hint if recipe.classes else ''}.")
     learnt = {f.group for f in train}
     shared = Counter(f.split for f in images if f.split != "train" and f.group in learnt)
-    longest = round(recipe.model_input.size * _ROOM)
+    longest = round(recipe.model_input.size * ROOM)
     train, train_arrays, lost = read_images(train, longest)
     val, val_arrays, lost_too = read_images(val, longest)
     train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
@@ -155,7 +155,7 @@ def _prepare_findings(
     train, val = grouped_split(images, recipe.validation_share, recipe.seed)
     train = _without(train, data, without_sources, without_files)
     train, val = (_thinned(part, number, limit) for part in (train, val))
-    longest = round(recipe.model_input.size * _ROOM)
+    longest = round(recipe.model_input.size * ROOM)
     train, train_arrays, lost = read_images(train, longest)
     val, val_arrays, lost_too = read_images(val, longest)
     if not (train and val):
@@ -239,7 +239,7 @@ def _numbers(
 
 
 def _thinned(images: list[LabelledImage], number: dict[tuple[str, str], int], limit: int | None) -> list[LabelledImage]:
-    """every n-th image per class"""
+    """About `limit` of the images, every n-th of each class and at least two."""
     if limit is None or len(images) <= limit:
         return images
     kept: list[LabelledImage] = []

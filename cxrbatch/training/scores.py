@@ -113,9 +113,10 @@ def is_named(image: LabelledImage, spellings: Sequence[str]) -> bool:
 
 def targets_of(images: Sequence[LabelledImage], classes: Sequence[str]) -> NDArray[np.int64]:
     """The class index (n,) of each image's label; -1 where the label is none of the classes."""
-    known = {f.label: -1 for f in images}
-    for label in known:
-        known[label] = next((i for i, name in enumerate(classes) if label_matches(label, name)), -1)
+    known = {
+        label: next((i for i, name in enumerate(classes) if label_matches(label, name)), -1)
+        for label in {f.label for f in images}
+    }
     return np.array([known[f.label] for f in images], np.int64)
 
 

@@ -136,7 +136,7 @@ def _part_lengths(page: Any) -> Iterator[tuple[int, int]]:
 
     The last strip (with planar samples, of each component) has only the remaining rows; some writers fill it up.
     """
-    samples, model_inputs = (page.samplesperpixel, 1) if page.planarconfig == 1 else (1, page.samplesperpixel)
+    samples, planes = (page.samplesperpixel, 1) if page.planarconfig == 1 else (1, page.samplesperpixel)
 
     def bytes_of(columns: int) -> int:
         return -(-columns * samples * int(page.bitspersample) // 8)
@@ -144,10 +144,10 @@ def _part_lengths(page: Any) -> Iterator[tuple[int, int]]:
     if page.is_tiled:
         size = bytes_of(page.tilewidth) * page.tilelength
         across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-        yield from itertools.repeat((size, size), across * down * model_inputs)
+        yield from itertools.repeat((size, size), across * down * planes)
         return
     row, rows = bytes_of(page.imagewidth), max(1, int(page.rowsperstrip))
-    for _ in range(model_inputs):
+    for _ in range(planes):
         for first in range(0, page.imagelength, rows):
             left = page.imagelength - first
             yield row * min(rows, left), row * rows
