@@ -276,6 +276,14 @@ def test_tiff_of_more_than_8_bits(order: Any) -> None:
     np.testing.assert_array_equal(as_float, expected)
 
 
+def test_complex_numbers_are_no_greys() -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, WIDE.astype(np.complex64), photometric="minisblack")
+    with pytest.raises(Rejected) as caught:
+        read_grey(buffer.getvalue())
+    assert caught.value.reason_code == ReasonCode.UNSUPPORTED_PIXELS
+
+
 def test_tiff_pages_and_jpeg_strips() -> None:
     grey, facts = read_grey(tiff(np.stack([GREY, GREY[::-1]]), photometric="minisblack"))
     np.testing.assert_array_equal(grey, GREY)

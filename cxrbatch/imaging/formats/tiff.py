@@ -30,6 +30,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
 _PHOTOMETRIC, _ORIENTATION = 262, 274
+_COMPLEX = (5, 6)  # SampleFormat
 _EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 338, 2
 _LZW, _JPEG = 5, 7
 # Uncompressed, LZW, JPEG, deflate (both numbers), PackBits, Zstandard. tifffile supports dozens of others, but rare
@@ -112,7 +113,8 @@ def _require_known_layout(page: Any) -> None:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, f"TIFF compression {int(page.compression)} is not read.")
     if _PHOTOMETRIC not in page.tags:  # readers differ in whether 0 is then black or white
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file does not say which of its values are white.")
-    if page.samplesperpixel > 5 or page.imagedepth != 1 or page.fillorder != 1:
+    is_complex = page.sampleformat in _COMPLEX
+    if page.samplesperpixel > 5 or page.imagedepth != 1 or page.fillorder != 1 or is_complex:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
 
 
