@@ -60,6 +60,13 @@ def test_uncompressed_pixels_of_thinned_chroma_are_read_where_their_range_is_kno
     assert refusal(coloured("YBR_PARTIAL_422", thinned.tobytes())) == ReasonCode.UNSUPPORTED_PIXELS
 
 
+def test_ybr_of_16_bits_is_refused_and_not_called_damaged() -> None:
+    wide = as_dicom(EIGHT, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL", PlanarConfiguration=0)
+    wide.BitsAllocated, wide.BitsStored, wide.HighBit = 16, 16, 15
+    wide.PixelData, wide["PixelData"].VR = (GREY_AS_RGB.astype(np.uint16) << 8).tobytes(), "OW"
+    assert refusal(write_dicom(wide)) == ReasonCode.UNSUPPORTED_PIXELS
+
+
 def test_colour_of_12_bits_is_flagged_as_that_of_8_is() -> None:
     for stored in (np.stack([EIGHT // 2, EIGHT, EIGHT], axis=-1), GREY_AS_RGB):
         for values, bits in ((stored, 8), (stored.astype(np.uint16) << 4, 12)):

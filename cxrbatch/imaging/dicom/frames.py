@@ -291,7 +291,7 @@ def _explain(error: Exception) -> Rejected:
         return Rejected(ReasonCode.CORRUPT_PIXELS, "The length of the pixel data fits no image of that header.")
     if isinstance(error, AttributeError):
         return Rejected(ReasonCode.CORRUPT_DICOM, "The header lacks an attribute that describes the pixels.")
-    if isinstance(error, NotImplementedError) or "photometric" in text or "bits " in text:
+    if isinstance(error, NotImplementedError) or any(word in text for word in ("photometric", "bits ", "color space")):
         return Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The pixel data have a layout that nobody defines.")
     return Rejected(ReasonCode.CORRUPT_PIXELS, f"The pixel data cannot be read ({type(error).__name__}).")
 
