@@ -410,6 +410,13 @@ def test_a_child_is_flagged_by_the_age_in_its_header(age: str, flagged: bool) ->
     assert ("paediatric" in facts.quality_flags) is flagged
 
 
+@pytest.mark.parametrize("spelled", [b" MONOCHROME1", b"MONOCHROME1\0", b"MONOCHROME1 "])
+def test_spaces_around_a_code_string_mean_nothing(spelled: bytes) -> None:
+    data = write_dicom(as_dicom(255 - EIGHT, PhotometricInterpretation="MONOCHROME1"))
+    assert data.count(b"MONOCHROME1 ") == 1
+    np.testing.assert_array_equal(read_grey(data.replace(b"MONOCHROME1 ", spelled))[0], EIGHT)
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_an_element_that_occurs_twice_may_have_one_value(syntax: UID) -> None:
     """dcmtk takes the first, pydicom the last: of two polarities either might be meant."""

@@ -53,8 +53,10 @@ def read_dicom_image(
     elif PIXEL_KEYWORDS[2] in dataset:
         bits_stored = 64
     little_endian = syntax != ExplicitVRBigEndian  # the property of a UID raises for one that is no transfer syntax
-    frame = decode_first_frame(dataset, syntax, shrink_factor(rows, columns, specs))
     photometric = text(dataset, "PhotometricInterpretation")
+    if photometric:
+        dataset.add_new("PhotometricInterpretation", "CS", photometric)  # without spaces before it, which pydicom keeps
+    frame = decode_first_frame(dataset, syntax, shrink_factor(rows, columns, specs))
     samples, scale = _seen(frame, dataset, photometric, bits_stored, little_endian)
     seen = {
         "multi_frame": frames > 1,
