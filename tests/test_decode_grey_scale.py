@@ -112,6 +112,26 @@ def test_pixels_that_are_not_square_go_to_review(oblong: dict[str, Any], flagged
     assert flags == (("extreme_aspect",) if flagged else ())
 
 
+@pytest.mark.parametrize(
+    ("above", "path"),
+    [
+        ({}, "rescale; window sigmoid"),
+        ({"WindowCenter": "", "WindowWidth": ""}, "rescale; window sigmoid"),
+        ({"WindowCenter": 2000, "WindowWidth": 3000}, "rescale; window linear"),
+        ({"WindowCenter": 90000}, "rescale; window sigmoid"),
+        ({"RescaleIntercept": -90000}, "rescale; window sigmoid"),
+    ],
+)
+def test_numbers_that_belong_together_are_of_one_place(above: dict[str, Any], path: str) -> None:
+    window, values, groups = Dataset(), Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = 4000, 6000, "SIGMOID"
+    values.RescaleSlope, values.RescaleIntercept = 2, 100
+    groups.FrameVOILUTSequence, groups.PixelValueTransformationSequence = Sequence([window]), Sequence([values])
+    dataset = as_dicom(TWELVE, bits=12, SharedFunctionalGroupsSequence=Sequence([groups]), **above)
+    facts = read_grey(write_dicom(dataset))[1]
+    assert (facts.grey_path, facts.quality_flags) == (path, ())
+
+
 @pytest.mark.parametrize("coded", ["jpeg", "jpegls", "jpeg2k"])
 def test_a_window_of_12_bits_over_a_lossy_stream_of_8_goes_to_review(coded: str) -> None:
     syntax = {"jpeg": JPEGBaseline8Bit, "jpegls": JPEGLSNearLossless, "jpeg2k": JPEG2000}[coded]
