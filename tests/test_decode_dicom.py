@@ -423,15 +423,19 @@ def test_an_element_that_occurs_twice_may_have_one_value(syntax: UID) -> None:
     data, deflated = write_dicom(as_dicom(EIGHT, syntax)), syntax == DeflatedExplicitVRLittleEndian
     meta_end = 144 + struct.unpack_from("<I", data, 140)[0]
     meta, body = data[:meta_end], zlib.decompress(data[meta_end:], -15) if deflated else data[meta_end:]
-    head = b"\x28\x00\x04\x00" + (struct.pack("<I", 12) if syntax == ImplicitVRLittleEndian else b"CS\x0c\x00")
-    at = body.index(head)
 
-    def with_a_second(value: bytes) -> bytes:
-        twice, packer = body[:at] + head + value + body[at:], zlib.compressobj(wbits=-15)
+    def with_a_second(tag: bytes, value: bytes) -> bytes:
+        size = (
+            struct.pack("<I", len(value)) if syntax == ImplicitVRLittleEndian else b"CS" + struct.pack("<H", len(value))
+        )
+        at, packer = body.index(tag + size), zlib.compressobj(wbits=-15)
+        twice = body[:at] + tag + size + value + body[at:]
         return meta + (packer.compress(twice) + packer.flush() if deflated else twice)
 
-    np.testing.assert_array_equal(read_grey(with_a_second(b"MONOCHROME2 "))[0], EIGHT)
-    assert refusal(with_a_second(b"MONOCHROME1 ")) == ReasonCode.CORRUPT_DICOM
+    photometric, body_part = b"\x28\x00\x04\x00", b"\x18\x00\x15\x00"
+    np.testing.assert_array_equal(read_grey(with_a_second(photometric, b"MONOCHROME2 "))[0], EIGHT)
+    np.testing.assert_array_equal(read_grey(with_a_second(body_part, b"SPINE "))[0], EIGHT)  # which decides nothing
+    assert refusal(with_a_second(photometric, b"MONOCHROME1 ")) == ReasonCode.CORRUPT_DICOM
 
 
 def test_a_file_that_ends_inside_its_last_element_goes_to_review() -> None:

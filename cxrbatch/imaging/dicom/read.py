@@ -32,8 +32,8 @@ _STRUCTURED_REPORTS = "1.2.840.10008.5.1.4.1.1.88."  # PS3.6 A: all storage clas
 _MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
 _DELIMITERS = 0xFFFE
-#: Acquisition (view, spacing), pixels, polarity, functional groups: what decides how an image is read.
-_DECIDING_GROUPS = (0x0018, 0x0028, 0x2050, 0x5200, 0x7FE0)
+#: What decides how an image is read: pixels, polarity, functional groups; ViewPosition and pixel spacings.
+_DECIDING_GROUPS, _DECIDING_TAGS = (0x0028, 0x2050, 0x5200, 0x7FE0), (0x00185101, 0x00181164, 0x00182010)
 #: Each element or item takes one to three reads, also when nested; an enhanced CT of 5,000 frames takes about 300,000.
 #: A read costs memory and 7 microseconds: a small file of empty items could otherwise block a worker for minutes.
 _MOST_READS = 300_000
@@ -84,7 +84,7 @@ class _BoundedReader(BytesIO):
 
         pydicom calls it before each value of the dataset, and at first with no length to see the VR of the first one.
         """
-        if tag.group in _DECIDING_GROUPS and (length or self._values):
+        if (tag.group in _DECIDING_GROUPS or tag in _DECIDING_TAGS) and (length or self._values):
             value = self.getbuffer()[self.tell() : self.tell() + length]
             if self._values.setdefault(tag, value) != value:
                 raise Rejected(ReasonCode.CORRUPT_DICOM, f"The element {tag} occurs twice, with different values.")
