@@ -49,6 +49,16 @@ def test_the_manifest_gives_source_and_patient(tmp_path: Path) -> None:
     assert (image.path.name, image.source, image.group) == ("11.png", "site1", "train-NORMAL-5")
 
 
+def test_a_manifest_may_name_files_as_shells_do_and_each_once(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ("A", "B"), {"train": 2})
+    (folder / "manifest.csv").write_text("path,group\n./train/A/0.png,one\ntrain//A/1.png,two\n./train/A/0.png,one\n")
+    assert {f.group for f in find_folders(folder)[0].images if f.label == "A"} == {"one", "two"}
+    with (folder / "manifest.csv").open("a") as table:
+        table.write("train/A/0.png,three\n")
+    with pytest.raises(Fatal, match=r"train/A/0.png twice, with different sources or groups"):
+        find_folders(folder)
+
+
 def test_a_collections_manifest_counts_for_each_of_its_tasks(tmp_path: Path) -> None:
     make_folder(tmp_path / "task")
     (tmp_path / "manifest.csv").write_text("path,source,group\ntask/train/SICK/0.png,clinic,p1\n")

@@ -183,7 +183,7 @@ def _listed(file: Path) -> Iterable[LabelledImage]:
 
 def listed_paths(file: Path) -> frozenset[str]:
     """The column `path` of a CSV file. Raises Fatal if it has none or cannot be read."""
-    return frozenset(row["path"] for row in read_rows(file, "path"))
+    return frozenset(os.path.normpath(row["path"]) for row in read_rows(file, "path"))
 
 
 def _manifest(data: Path) -> dict[str, tuple[str, str]]:
@@ -193,10 +193,15 @@ def _manifest(data: Path) -> dict[str, tuple[str, str]]:
         if not file.is_file():
             continue
         prefix = "" if root == data else data.name + "/"
-        rows = [row for row in read_rows(file, "path") if row["path"].startswith(prefix)]
-        if rows and not any(os.path.exists(root / row["path"]) for row in rows):
+        facts: dict[str, tuple[str, str]] = {}
+        for row in read_rows(file, "path"):
+            if (path := os.path.normpath(row["path"])).startswith(prefix):
+                told = row.get("source") or "", row.get("group") or ""
+                if facts.setdefault(path.removeprefix(prefix), told) != told:
+                    raise Fatal(f"{file} names {path} twice, with different sources or groups.")
+        if facts and not any(os.path.exists(data / path) for path in facts):
             raise Fatal(f"{file} names no file of {root}: its paths are below that folder, as in train/NORMAL/a.png.")
-        return {row["path"].removeprefix(prefix): (row.get("source") or "", row.get("group") or "") for row in rows}
+        return facts
     return {}
 
 
