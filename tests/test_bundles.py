@@ -106,6 +106,7 @@ def test_classes_that_do_not_match_the_weights(folder: Path) -> None:
         ({"model_input": {"size": 64, "interpolation": "bilinearly"}}, "no such model input"),
         ({"model_input": {"size": "64"}}, "no such model input"),
         ({"model_input": {"size": 0}}, "no such model input"),
+        ({"channels": float("inf")}, "not usable"),
     ],
 )
 def test_a_manifest_that_names_what_is_not_there(folder: Path, changes: dict[str, object], said: str) -> None:

@@ -53,6 +53,29 @@ def test_three_samples_of_a_colour_space_that_is_not_read_are_refused(photometri
     assert refusal(coloured(photometric, GREY_AS_RGB.tobytes())) == ReasonCode.UNSUPPORTED_PIXELS
 
 
+def test_uncompressed_pixels_of_thinned_chroma_are_read_where_their_range_is_known() -> None:
+    thinned = np.full((EIGHT.size // 2, 4), 128, np.uint8)
+    thinned[:, :2] = EIGHT.reshape(-1, 2)
+    np.testing.assert_array_equal(read_grey(coloured("YBR_FULL_422", thinned.tobytes()))[0], EIGHT)
+    assert refusal(coloured("YBR_PARTIAL_422", thinned.tobytes())) == ReasonCode.UNSUPPORTED_PIXELS
+
+
+def test_ybr_of_16_bits_is_refused_and_not_called_damaged() -> None:
+    wide = as_dicom(EIGHT, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL", PlanarConfiguration=0)
+    wide.BitsAllocated, wide.BitsStored, wide.HighBit = 16, 16, 15
+    wide.PixelData, wide["PixelData"].VR = (GREY_AS_RGB.astype(np.uint16) << 8).tobytes(), "OW"
+    assert refusal(write_dicom(wide)) == ReasonCode.UNSUPPORTED_PIXELS
+
+
+def test_colour_of_12_bits_is_flagged_as_that_of_8_is() -> None:
+    for stored in (np.stack([EIGHT // 2, EIGHT, EIGHT], axis=-1), GREY_AS_RGB):
+        for values, bits in ((stored, 8), (stored.astype(np.uint16) << 4, 12)):
+            dataset = as_dicom(EIGHT, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+            dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * values.itemsize, bits, bits - 1
+            dataset.PixelData, dataset["PixelData"].VR = values.tobytes(), "OW"
+            assert ("colour" in read_grey(write_dicom(dataset))[1].quality_flags) == (stored is not GREY_AS_RGB)
+
+
 @pytest.mark.parametrize("photometric", ["YBR_RCT", "YBR_ICT"])
 def test_the_names_that_jpeg_2000_leaves_on_decompressed_pixels_are_rgb(photometric: str) -> None:
     np.testing.assert_array_equal(read_grey(coloured(photometric, GREY_AS_RGB.tobytes()))[0], EIGHT)

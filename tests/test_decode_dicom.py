@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import fields
 from typing import Any
 
@@ -346,6 +347,9 @@ def test_what_cannot_be_read_says_why() -> None:
     nameless = as_dicom(EIGHT)
     del nameless.PhotometricInterpretation
     assert refusal(write_dicom(nameless)) == ReasonCode.CORRUPT_DICOM
+    misread = write_dicom(as_dicom(EIGHT)).replace(b"\x28\x00\x04\x00CS", b"\x28\x00\x04\x00FD")
+    with pytest.raises(Rejected, match="The pixel data cannot be read"):  # and not as an error of ours
+        read_grey(misread)
     flat = as_dicom(np.full((64, 64), 7, np.uint8))
     assert refusal(write_dicom(flat)) == ReasonCode.CONSTANT_IMAGE
     assert refusal(write_dicom(as_dicom(EIGHT[:16, :16].copy()))) == ReasonCode.TOO_SMALL
@@ -394,13 +398,53 @@ def test_identifiers_are_hashed_kept_or_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("age", "flagged"),
-    [("017Y", True), ("018Y", False), ("011M", True), ("216M", False), ("003D", True), ("", False), ("Y", False)],
+    [
+        *(("017Y", True), ("018Y", False), ("011M", True), ("216M", False), ("003D", True), ("", False), ("Y", False)),
+        *(("17", True), ("18", False), ("0", False), ("Y17", True), ("Y18", False), ("17 y", True), ("Y17M", False)),
+    ],
 )
 def test_a_child_is_flagged_by_the_age_in_its_header(age: str, flagged: bool) -> None:
     dataset = as_dicom(EIGHT)
     dataset.PatientAge = age
     facts = read_grey(write_dicom(dataset))[1]
     assert ("paediatric" in facts.quality_flags) is flagged
+
+
+@pytest.mark.parametrize("spelled", [b" MONOCHROME1", b"MONOCHROME1\0", b"MONOCHROME1 "])
+def test_spaces_around_a_code_string_mean_nothing(spelled: bytes) -> None:
+    data = write_dicom(as_dicom(255 - EIGHT, PhotometricInterpretation="MONOCHROME1"))
+    assert data.count(b"MONOCHROME1 ") == 1
+    np.testing.assert_array_equal(read_grey(data.replace(b"MONOCHROME1 ", spelled))[0], EIGHT)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_an_element_that_occurs_twice_may_have_one_value(syntax: UID) -> None:
+    """dcmtk takes the first, pydicom the last: of two polarities either might be meant."""
+    data, deflated = write_dicom(as_dicom(EIGHT, syntax)), syntax == DeflatedExplicitVRLittleEndian
+    meta_end = 144 + struct.unpack_from("<I", data, 140)[0]
+    meta, body = data[:meta_end], zlib.decompress(data[meta_end:], -15) if deflated else data[meta_end:]
+
+    def with_a_second(tag: bytes, value: bytes) -> bytes:
+        size = (
+            struct.pack("<I", len(value)) if syntax == ImplicitVRLittleEndian else b"CS" + struct.pack("<H", len(value))
+        )
+        at, packer = body.index(tag + size), zlib.compressobj(wbits=-15)
+        twice = body[:at] + tag + size + value + body[at:]
+        return meta + (packer.compress(twice) + packer.flush() if deflated else twice)
+
+    photometric, body_part = b"\x28\x00\x04\x00", b"\x18\x00\x15\x00"
+    np.testing.assert_array_equal(read_grey(with_a_second(photometric, b"MONOCHROME2 "))[0], EIGHT)
+    np.testing.assert_array_equal(read_grey(with_a_second(body_part, b"SPINE "))[0], EIGHT)  # which decides nothing
+    assert refusal(with_a_second(photometric, b"MONOCHROME1 ")) == ReasonCode.CORRUPT_DICOM
+
+
+def test_a_file_that_ends_inside_its_last_element_goes_to_review() -> None:
+    dataset = as_dicom(EIGHT)
+    dataset.PixelData += bytes(100)
+    for data in (write_dicom(dataset)[:-90], write_dicom(as_dicom(EIGHT, DataSetTrailingPadding=bytes(50)))[:-5]):
+        grey, facts = read_grey(data)
+        np.testing.assert_array_equal(grey, EIGHT)
+        assert facts.quality_flags == ("decoder_warning",)
 
 
 def test_every_transfer_syntax_has_a_decoder() -> None:

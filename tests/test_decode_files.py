@@ -136,7 +136,15 @@ def test_png_of_few_bits(depth: int) -> None:
     padded = levels.reshape(160, -1, 8 // depth)
     shifts = np.arange(8 // depth)[::-1] * depth
     rows = [(row << shifts).sum(axis=1).astype(np.uint8).tobytes() for row in padded.astype(int)]
-    np.testing.assert_array_equal(read_grey(png(depth, 0, rows, 144))[0], levels * (255 // (2**depth - 1)))
+    expected = levels * (255 // (2**depth - 1))
+    np.testing.assert_array_equal(read_grey(png(depth, 0, rows, 144))[0], expected)
+    keyed, facts = read_grey(png(depth, 0, rows, 144, b"tRNS\x00\x00"))  # as it is: composited on black
+    np.testing.assert_array_equal(keyed, expected)
+    assert "alpha" in facts.quality_flags
+    if depth > 1:
+        keyed, facts = read_grey(png(depth, 0, rows, 144, b"tRNS\x00" + bytes([levels.max()])))
+        np.testing.assert_array_equal(keyed, np.where(levels == levels.max(), 0, expected))
+        assert "alpha" in facts.quality_flags
 
 
 def test_png_of_16_bits() -> None:
@@ -266,6 +274,14 @@ def test_tiff_of_more_than_8_bits(order: Any) -> None:
     as_float, _ = read_grey(tiff(WIDE.astype(np.float32), byteorder=order))
     expected, _ = read_grey(write_dicom(as_dicom(WIDE, bits=16)))
     np.testing.assert_array_equal(as_float, expected)
+
+
+def test_complex_numbers_are_no_greys() -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, WIDE.astype(np.complex64), photometric="minisblack")
+    with pytest.raises(Rejected) as caught:
+        read_grey(buffer.getvalue())
+    assert caught.value.reason_code == ReasonCode.UNSUPPORTED_PIXELS
 
 
 def test_tiff_pages_and_jpeg_strips() -> None:

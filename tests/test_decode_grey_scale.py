@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEGBaseline8Bit
+from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGLSNearLossless
 
 from cxrbatch.imaging.decode import read_grey
 from cxrbatch.samples.dicom import as_dicom, encode_frame, write_dicom
@@ -111,9 +112,37 @@ def test_pixels_that_are_not_square_go_to_review(oblong: dict[str, Any], flagged
     assert flags == (("extreme_aspect",) if flagged else ())
 
 
-def test_a_window_of_12_bits_over_a_jpeg_of_8_goes_to_review() -> None:
+@pytest.mark.parametrize(
+    ("above", "path"),
+    [
+        ({}, "rescale; window sigmoid"),
+        ({"WindowCenter": "", "WindowWidth": ""}, "rescale; window sigmoid"),
+        ({"WindowCenter": 2000, "WindowWidth": 3000}, "rescale; window linear"),
+        ({"WindowCenter": 90000}, "rescale; window sigmoid"),
+        ({"RescaleIntercept": -90000}, "rescale; window sigmoid"),
+    ],
+)
+def test_numbers_that_belong_together_are_of_one_place(above: dict[str, Any], path: str) -> None:
+    window, values, groups = Dataset(), Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = 4000, 6000, "SIGMOID"
+    values.RescaleSlope, values.RescaleIntercept = 2, 100
+    groups.FrameVOILUTSequence, groups.PixelValueTransformationSequence = Sequence([window]), Sequence([values])
+    dataset = as_dicom(TWELVE, bits=12, SharedFunctionalGroupsSequence=Sequence([groups]), **above)
+    facts = read_grey(write_dicom(dataset))[1]
+    assert (facts.grey_path, facts.quality_flags) == (path, ())
+
+
+@pytest.mark.parametrize("coded", ["jpeg", "jpegls", "jpeg2k"])
+def test_a_window_of_12_bits_over_a_lossy_stream_of_8_goes_to_review(coded: str) -> None:
+    syntax = {"jpeg": JPEGBaseline8Bit, "jpegls": JPEGLSNearLossless, "jpeg2k": JPEG2000}[coded]
+    eight = (TWELVE >> 4).astype(np.uint8)
+    stream = {
+        "jpeg": lambda: encode_frame(eight, JPEGBaseline8Bit),
+        "jpegls": lambda: imagecodecs.jpegls_encode(eight, level=2),
+        "jpeg2k": lambda: encode_frame(eight, JPEG2000),
+    }[coded]()
     dataset = as_dicom(TWELVE, bits=12, WindowCenter=300, WindowWidth=800)
-    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    dataset.PixelData = encapsulate([encode_frame((TWELVE >> 4).astype(np.uint8), JPEGBaseline8Bit)])
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([stream])
     dataset["PixelData"].VR = "OB"
     assert read_grey(write_dicom(dataset))[1].quality_flags == ("decoder_warning",)

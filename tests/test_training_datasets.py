@@ -11,7 +11,11 @@ import pytest
 from PIL import Image
 
 from cxrbatch.errors import Fatal
+from cxrbatch.inference.bundle import load_bundle
+from cxrbatch.inference.engines.torch_engine import TorchEngine
+from cxrbatch.training import calibrate, evaluate
 from cxrbatch.training.datasets import (
+    SPLITS,
     LabelledImage,
     data_digest,
     find_folders,
@@ -21,6 +25,7 @@ from cxrbatch.training.datasets import (
     read_images,
     shrink,
 )
+from cxrbatch.training.fit import train
 from cxrbatch.training.preparation import prepare
 from cxrbatch.training.recipes import load_recipe
 from cxrbatch.training.sampling import balanced_weights
@@ -42,6 +47,16 @@ def test_all_three_layouts_are_found(tmp_path: Path) -> None:
 def test_the_manifest_gives_source_and_patient(tmp_path: Path) -> None:
     image = find_folders(make_folder(tmp_path, manifest=True))[0].images[3]
     assert (image.path.name, image.source, image.group) == ("11.png", "site1", "train-NORMAL-5")
+
+
+def test_a_manifest_may_name_files_as_shells_do_and_each_once(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ("A", "B"), {"train": 2})
+    (folder / "manifest.csv").write_text("path,group\n./train/A/0.png,one\ntrain//A/1.png,two\n./train/A/0.png,one\n")
+    assert {f.group for f in find_folders(folder)[0].images if f.label == "A"} == {"one", "two"}
+    with (folder / "manifest.csv").open("a") as table:
+        table.write("train/A/0.png,three\n")
+    with pytest.raises(Fatal, match=r"train/A/0.png twice, with different sources or groups"):
+        find_folders(folder)
 
 
 def test_a_collections_manifest_counts_for_each_of_its_tasks(tmp_path: Path) -> None:
@@ -227,3 +242,28 @@ def test_tables_of_spreadsheets_are_read_and_rows_that_are_too_short_are_said(tm
     table.write_text("path,finding_labels\na.png\n")
     with pytest.raises(Fatal, match=r"Line 2 of .*labels.csv has no 'finding_labels'"):
         find_folders(tmp_path / "all")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_bundle_knows_its_classes_by_the_folders_that_its_recipe_gave_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (calibrate, evaluate):
+        monkeypatch.setattr(module, "open_engine", lambda *_: TorchEngine("cpu"))
+    bundle, counts = tmp_path / "bundle", dict.fromkeys(SPLITS, 4)
+    images = make_folder(tmp_path / "images", ("Normal_cases", "ill", "cats"), counts, manifest=True)
+    recipe, table = write_recipe(tmp_path / "r.toml", ("epochs = 2", "epochs = 1")), images / "manifest.csv"
+    table.write_text(table.read_text().replace("test-ill-0", "train-ill-0"))
+    small = recipe.read_text()
+    recipe.write_text(small + '\n[classes]\nNORMAL = ["Normal_cases"]\nSICK = ["ill", "images/sick"]\n')
+    train(recipe, images, bundle)
+    assert "2 image(s) in test/ show a patient of train/" in capsys.readouterr().out
+    names = '\n[classes]\nCHEST = ["Normal_cases", "ill"]\nNOT_CHEST = ["cats"]\n'
+    recipe.write_text(small.replace('"disease"', '"gate"') + names)
+    train(recipe, images, bundle)
+    calibrate.calibrate(bundle, images)
+    gate, disease = load_bundle(bundle).gate, load_bundle(bundle).disease
+    assert gate is not None and gate.manifest["chosen_on"] == "val: 8 chest images and 4 others"
+    assert disease.manifest["chosen_on"].startswith("val: 8 images")
+    found = evaluate.evaluate(bundle, images, None, draws=5)["sets"]["images"]
+    assert found["disease"]["per_class"]["NORMAL"]["support"] == 4 and set(found["called"]) == {"NOT_CHEST"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,6 +320,19 @@ def test_a_set_with_leaks_stands_a_second_time_without_them(bundle: Path, tmp_pa
     sets = evaluate(bundle, images, None, draws=5)["sets"]
     assert {name: found["images"] for name, found in sets.items()} == {"images": 6, "images-leak-free": 5}
     assert sets["images-leak-free"]["disease"]["per_class"]["NORMAL"]["support"] == 2
+
+
+def test_a_set_with_patients_of_train_stands_once_more_without_them(bundle: Path, tmp_path: Path) -> None:
+    images = make_folder(tmp_path / "images", ("NORMAL", "COVID19"), {"train": 1, "test": 3}, manifest=True)
+    (images / "test" / "NORMAL" / "2.png").write_bytes((images / "train" / "NORMAL" / "0.png").read_bytes())
+    table = images / "manifest.csv"
+    table.write_text(table.read_text().replace("test-COVID19-0", "train-COVID19-0"))  # the patient of two test images
+    result = evaluate(bundle, images, None, draws=5)
+    counted = {name: found["images"] for name, found in result["sets"].items()}
+    assert counted == {"images": 6, "images-leak-free": 5, "images-new-patients": 3}
+    shown = Console(width=160, file=io.StringIO())
+    print_report(result, shown)
+    assert "without images of a patient" in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_cam_mass_outside_is_a_share(data: Path, bundle: Path) -> None:

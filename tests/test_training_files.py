@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from cxrbatch.errors import Fatal
+from cxrbatch.training.bundle_writer import changing
 from cxrbatch.training.calibrate import calibrate
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from cxrbatch.training.files import locked
@@ -38,11 +41,28 @@ def test_one_process_at_a_time_trains_a_stage_or_changes_a_bundle(tmp_path: Path
     bundle = make_bundle(tmp_path / "bundle", with_gate=False)
     lock = tmp_path / "out" / "training" / "disease.lock"
     with locked_by_another(lock), pytest.raises(Fatal, match="Another process trains into"):
-        train(recipe, data, tmp_path / "out")
+        train(recipe, tmp_path / "no images yet", tmp_path / "out")  # it is said before images are loaded
     with locked_by_another(bundle), pytest.raises(Fatal, match="Another process changes the bundle"):
         calibrate(bundle, data)
     with locked(lock, "held by one that was killed"):
         pass
+
+
+def test_a_training_that_has_to_wait_for_its_bundle_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def wait() -> None:
+        with changing(tmp_path, wait=True):
+            done.set()
+
+    done, said, waiting = threading.Event(), "", threading.Thread(target=wait)
+    with locked_by_another(tmp_path):
+        waiting.start()
+        for _ in range(1000):
+            if said := capsys.readouterr().out:
+                break
+            time.sleep(0.01)
+        assert not done.is_set()
+    waiting.join(10)
+    assert said == f"Another process changes the bundle {tmp_path}: waiting until it is done.\n" and done.is_set()
 
 
 def test_a_file_whose_name_is_no_utf_8_is_listed_as_unreadable(tmp_path: Path) -> None:

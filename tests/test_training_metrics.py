@@ -7,14 +7,13 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from cxrbatch.inference.cascade import ood_scores
+from cxrbatch.inference.cascade import ood_scores, probabilities_of
 from cxrbatch.inference.model_spec import Ood
 from cxrbatch.training import metrics
 from cxrbatch.training.calibrate import feature_statistics
 from cxrbatch.training.calibrate_gate import gate_threshold
 from cxrbatch.training.class_bias import balanced_bias
 from cxrbatch.training.metrics import best_temperature
-from cxrbatch.training.scores import probabilities_of
 from cxrbatch.training.thresholds import review_thresholds
 
 

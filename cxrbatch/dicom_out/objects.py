@@ -92,7 +92,7 @@ def make_objects(
 
 
 def _make(reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Explain, data: bytes) -> list[MadeObject]:
-    header, _ = read_dicom(data, limits)
+    header, *_ = read_dicom(data, limits)
     source = Source.of(header)
     if not source.study_instance_uid or not source.sop_instance_uid:
         raise NotMade("no_study", "The source names no study or no instance: its results cannot be filed.")

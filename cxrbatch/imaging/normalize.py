@@ -74,7 +74,7 @@ def render(
     """
     flags: list[str] = []
     if samples.ndim == 3:
-        if _is_coloured(samples):
+        if _is_coloured(samples, 2**scale.bits_stored - 1):
             flags.append("colour")
         samples = luma(samples)
     stored, index, counts = stored_values(samples, sampled=shrink > 1, trimmed=not scale.may_fill_range)
@@ -189,10 +189,9 @@ def luma(rgb: NDArray[Any]) -> NDArray[Any]:
     return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).astype(rgb.dtype)
 
 
-def _is_coloured(rgb: NDArray[Any]) -> bool:
-    """Whether the channels differ by more than JPEG chroma noise, on a coarse grid of pixels."""
+def _is_coloured(rgb: NDArray[Any], top: int) -> bool:
+    """Whether the channels, up to `top`, differ by more than JPEG chroma noise, on a coarse grid of pixels."""
     coarse = rgb[:: max(1, rgb.shape[0] // 256), :: max(1, rgb.shape[1] // 256)]
-    top = 255 if rgb.dtype.itemsize == 1 else 65535
     red, green, blue = (coarse[..., i] for i in range(3))
     highest, lowest = (pick(pick(red, green), blue) for pick in (np.maximum, np.minimum))
     distance = highest - lowest

@@ -123,7 +123,7 @@ def load_bundle(name_or_folder: str | Path) -> Bundle:
         raise refused(folder, f"it cannot be read ({error.strerror})") from None
     except RecursionError:
         raise refused(folder, "its manifest.json is nested too deeply") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise refused(folder, f"its manifest.json is not usable ({type(error).__name__}: {error})") from None
     return bundle
 

@@ -16,7 +16,7 @@ from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.inference.model_spec import ModelSpec, Ood
 from cxrbatch.types import DecodedImage, Prediction
 
-__all__ = ["Cascade", "gate_probabilities", "of_length_one", "ood_scores", "other_probability"]
+__all__ = ["Cascade", "gate_probabilities", "of_length_one", "ood_scores", "other_probability", "probabilities_of"]
 
 
 class Cascade:
@@ -102,9 +102,7 @@ class Cascade:
         if not images:
             return []
         logits, features = self._disease(np.stack([image.model_inputs[stage.model_input] for image in images]))
-        scaled = logits.astype(np.float64) / stage.temperature
-        powers = np.exp(scaled - scaled.max(1, keepdims=True))
-        probabilities = powers / powers.sum(1, keepdims=True)
+        probabilities = probabilities_of(logits, stage.temperature)
         nothing = [None] * len(images)
         scores = ood_scores(features, stage.ood).tolist() if stage.ood else nothing
         other = other_probability(logits, features, stage).tolist() if stage.other else nothing
@@ -116,6 +114,14 @@ class _Scored(NamedTuple):
     probabilities: NDArray[np.float64]  # (classes,), calibrated
     ood_score: float | None
     other_probability: float | None
+
+
+def probabilities_of(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
+    """Softmax (n, k) of logits (n, k) / temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return shares
 
 
 def gate_probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
@@ -134,10 +140,7 @@ def other_probability(
     """
     assert stage.other is not None
     other = features.astype(np.float64) @ stage.other.weight.astype(np.float64) + stage.other.bias
-    scaled = np.concatenate([logits.astype(np.float64), other[:, None]], 1) / stage.temperature
-    powers = np.exp(scaled - scaled.max(1, keepdims=True))
-    shares: NDArray[np.float64] = powers[:, -1] / powers.sum(1)
-    return shares
+    return probabilities_of(np.concatenate([logits.astype(np.float64), other[:, None]], 1), stage.temperature)[:, -1]
 
 
 def ood_scores(features: NDArray[np.float32], ood: Ood) -> NDArray[np.float64]:

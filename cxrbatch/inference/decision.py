@@ -20,6 +20,7 @@ __all__ = [
     "abnormal_probability",
     "assess",
     "frontal_by_header",
+    "normal_class",
 ]
 
 NOT_CHEST = "NOT_CHEST"
@@ -118,11 +119,10 @@ def assess(
 
     `gate_probability` is that of a chest image, None without a gate; `frontal_probability` that of a frontal one, None
     where the gate has no such output; `view_position` is the header's and decides where it is known. `probabilities`
-    has one value for each of
-    `thresholds.classes`; it is ignored, and may be empty, where the gate says no. `ood_score` above 1 is unlike the
-    training data. `other_probability` is that of none of the classes: an image called NORMAL goes to review for it as
-    it does for a low confidence. The flags of REVIEW_FLAGS send an image to review on both sides of the gate: a
-    degraded chest image is one that the gate easily takes for something else.
+    has one value for each of `thresholds.classes`; it is ignored, and may be empty, where the gate says no.
+    `ood_score` above 1 is unlike the training data. `other_probability` is that of none of the classes: an image called
+    NORMAL goes to review for it as it does for a low confidence. The flags of REVIEW_FLAGS send an image to review on
+    both sides of the gate: a degraded chest image is one that the gate easily takes for something else.
     """
     flags = tuple(flag for flag in quality_flags if flag in REVIEW_FLAGS)
     if not thresholds.is_chest(gate_probability):
@@ -137,7 +137,7 @@ def assess(
         return Assessment(NOT_FRONTAL, confidence, Decision.NEEDS_REVIEW, ("not_frontal", *flags))
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
     confidence = float(probabilities[best])
-    normal = _normal(thresholds.classes)
+    normal = normal_class(thresholds.classes)
     abnormal = None if normal is None else abnormal_probability(float(probabilities[normal]), other_probability)
     wanted = thresholds.confidence
     reasons = (
@@ -171,5 +171,6 @@ def _label_set(thresholds: Thresholds, probabilities: Sequence[float]) -> tuple[
     return tuple(thresholds.classes[i] for i in chosen)
 
 
-def _normal(classes: Sequence[str]) -> int | None:
+def normal_class(classes: Sequence[str]) -> int | None:
+    """The position of the class NORMAL, in any capitals; None where there is none."""
     return next((i for i, name in enumerate(classes) if name.upper() == "NORMAL"), None)

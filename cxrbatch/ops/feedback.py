@@ -170,10 +170,10 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
     import numpy as np
 
     from cxrbatch.inference.bundle import load_bundle
+    from cxrbatch.inference.cascade import probabilities_of
     from cxrbatch.training import metrics
     from cxrbatch.training.bundle_writer import change_bundle, change_stage
     from cxrbatch.training.conformal import class_thresholds
-    from cxrbatch.training.scores import probabilities_of
     from cxrbatch.training.thresholds import COVERAGE, abnormal_block, confidence_threshold, rounded_down, sureness
 
     loaded = load_bundle(bundle)
@@ -250,7 +250,10 @@ def _other_again(
     """
     import numpy as np
 
-    normal = next(c for c, name in enumerate(classes) if name.upper() == "NORMAL")
+    from cxrbatch.inference.decision import normal_class
+
+    normal = normal_class(classes)
+    assert normal is not None  # there is no `abnormal` without
     share = np.clip(1 - (1 - abnormal) / np.maximum(before[:, normal], 1e-300), 1e-12, 1 - 1e-12)
     its_logit = old * (np.log(share / (1 - share)) + np.logaddexp.reduce(logits / old, axis=1))
     again: Floats = 1 / (1 + np.exp(np.logaddexp.reduce(logits / new, axis=1) - its_logit / new))

@@ -23,7 +23,7 @@ from cxrbatch.training.preparation import Prepared
 from cxrbatch.training.recipes import Augmentation, Recipe
 from cxrbatch.types import ModelInputSpec
 
-__all__ = ["EpochImages", "batches", "fixed_batches", "normalisation", "on_grid"]
+__all__ = ["EpochImages", "as_floats", "batches", "fixed_batches", "normalisation"]
 
 _PASSES = 1  # class of a gate
 _WORTH_A_WORKER = 512  # images: with fewer, a worker process costs more than it saves
@@ -89,7 +89,7 @@ def fixed_batches(
         yield torch.from_numpy(model_inputs)[:, None], torch.tensor(labels[start : start + size])
 
 
-def on_grid(model_inputs: Tensor, augmentation: Augmentation, channels: int) -> Tensor:
+def as_floats(model_inputs: Tensor, augmentation: Augmentation, channels: int) -> Tensor:
     """uint8 (n, 1, s, s) -> float (n, channels, s, s) in 0..1; "plain" augmentation is done here, image by image.
 
     Uses torch's global random state. Hue and saturation have no effect on grey images; they are included because the

@@ -98,7 +98,8 @@ def write_stage(folder: Path, draft: ModelDraft, *, name: str | None = None, ver
 
 def changing(folder: Path, *, wait: bool = False) -> AbstractContextManager[None]:
     """Within the block no other process trains a stage of the bundle or calibrates it. Raises Fatal, unless `wait`."""
-    return locked(folder, f"Another process changes the bundle {folder}: try again when it is done.", wait=wait)
+    advice = "waiting until it is done" if wait else "try again when it is done"
+    return locked(folder, f"Another process changes the bundle {folder}: {advice}.", wait=wait)
 
 
 def _write_stage(folder: Path, draft: ModelDraft, name: str | None, version: str) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.normalize import fit_model_input
 from cxrbatch.inference.bundle import Bundle, load_bundle
-from cxrbatch.inference.cascade import of_length_one, ood_scores, other_probability
+from cxrbatch.inference.cascade import of_length_one, ood_scores, other_probability, probabilities_of
 from cxrbatch.inference.decision import Thresholds
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
@@ -32,9 +32,16 @@ from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.calibration_images import chosen_images, own_folders, training_images
 from cxrbatch.training.class_bias import balanced_bias
 from cxrbatch.training.conformal import class_thresholds, source_weights
-from cxrbatch.training.datasets import LabelledImage, find_folders, label_names, read_images, split_images
+from cxrbatch.training.datasets import ROOM, LabelledImage, find_folders, read_images, split_images
 from cxrbatch.training.reference import reference_block
-from cxrbatch.training.scores import Scores, assess_each, probabilities_of, score_images, targets_of
+from cxrbatch.training.scores import (
+    Scores,
+    assess_each,
+    is_named,
+    score_images,
+    targets_of,
+    under_class_names,
+)
 from cxrbatch.training.thresholds import COVERAGE, abnormal_block, review_thresholds, rounded_down, sureness
 from cxrbatch.types import Decision, ModelInputSpec
 
@@ -101,7 +108,7 @@ def _calibrate(
     if missing:
         raise Fatal(
             f"{data} has no readable {split} image of {', '.join(missing)}: each class of the bundle needs some, in a "
-            "folder of its name."
+            "folder of its name or of one that its recipe gave it."
         )
     if balance:
         constants = balanced_bias(
@@ -122,7 +129,8 @@ def _calibrate(
     if loaded.gate is not None:
         others = find_folders(data, own_folders(loaded.gate))
         if [f.path for f in others] != [f.path for f in folders]:
-            scores = score_images(loaded, [f for one in others for f in split_images(one.images, split)], engine)
+            images = [f for one in others for f in split_images(one.images, split)]
+            scores = score_images(loaded, under_class_names(images, loaded), engine)
         calibrate_gate(loaded, scores, split)
     _write_reference(bundle, known.images, engine, split)
 
@@ -216,7 +224,7 @@ def _right_answers(scores: Scores, bundle: Bundle) -> NDArray[np.bool_]:
     for partial in bundle.disease.manifest.get("training", {}).get("partial", ()):
         allowed = np.array([name in partial["classes"] for name in classes])
         for row, image in enumerate(scores.images):
-            if any(label_names(image.task, image.label, spelling) for spelling in partial["labels"]):
+            if is_named(image, partial["labels"]):
                 right[row] = allowed
     return right
 
@@ -226,7 +234,7 @@ def _restyled(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Logits (n, k) and classes (n,) of the images in other looks, drawn with a fixed seed."""
     rng = np.random.default_rng(seed)
-    read, arrays, _ = read_images(images, round(stage.model_input.size * 1.15))
+    read, arrays, _ = read_images(images, round(stage.model_input.size * ROOM))
     if stage.model_input.fit == "stretch":
         arrays = [fit_model_input(p, ModelInputSpec(max(p.shape), "stretch")) for p in arrays]
     change = StyleAugmentation(stage.model_input.size, look=_RESTYLED_LOOK)

@@ -12,7 +12,7 @@ from cxrbatch.inference.decision import NOT_CHEST
 from cxrbatch.training.bundle_writer import change_stage
 from cxrbatch.training.datasets import label_matches
 from cxrbatch.training.metrics import best_temperature
-from cxrbatch.training.scores import Scores
+from cxrbatch.training.scores import LATERAL, Scores
 
 __all__ = ["calibrate_gate", "gate_threshold"]
 
@@ -40,7 +40,7 @@ def calibrate_gate(bundle: Bundle, scores: Scores, split: str) -> None:
         "review_from": round(unsure, 4),
         "chosen_on": f"{split}: {int(chest.sum())} chest images and {int((~chest).sum())} others",
     }
-    lateral = np.array([label_matches(f.label, "LATERAL") for f in scores.images])
+    lateral = np.array([label_matches(f.label, LATERAL) for f in scores.images])
     if scores.frontal is not None and lateral.sum() >= _FEWEST_LATERALS:
         probability = 1 / (1 + np.exp(-_logit(scores.frontal) * gate.temperature / temperature))
         changes["frontal_threshold"] = round(gate_threshold(probability[chest], ~lateral[chest])[0], 4)

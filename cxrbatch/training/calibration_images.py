@@ -12,10 +12,9 @@ from cxrbatch.training.datasets import (
     LabelledImage,
     data_digest,
     grouped_split,
-    label_names,
     split_images,
 )
-from cxrbatch.training.scores import targets_of
+from cxrbatch.training.scores import is_named, targets_of, under_class_names
 
 __all__ = ["chosen_images", "own_folders", "training_images"]
 
@@ -28,13 +27,15 @@ def own_folders(stage: ModelSpec) -> tuple[str, ...]:
 
 
 def chosen_images(folders: Sequence[ImageFolder], bundle: Bundle, split: str) -> list[LabelledImage]:
-    """The images of the split, and those of train/ that `train` kept for validation."""
-    return [f for folder in folders for f in split_images(folder.images, split)] + _held_out(folders, bundle)
+    """The images of the split, and those of train/ that `train` kept for validation, under the names of classes."""
+    images = [f for folder in folders for f in split_images(folder.images, split)] + _held_out(folders, bundle)
+    return under_class_names(images, bundle)
 
 
 def training_images(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledImage]:
     """Training images of the bundle's classes, evenly thinned to a few thousand."""
     images = [f for folder in folders for f in split_images(folder.images, "train")]
+    images = under_class_names(images, bundle)
     known = targets_of(images, bundle.disease.classes) >= 0
     images = [f for f, k in zip(images, known, strict=True) if k]
     return images[:: max(1, -(-len(images) // _MOST_FEATURES))]
@@ -52,7 +53,7 @@ def _held_out(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledIm
     images = [f for folder in folders for f in split_images(folder.images, "train")]
     if "labels" in held:  # as `prepare` drew: the labels of the classes, but the partial ones
         partial = [spelling for one in training.get("partial", ()) for spelling in one["labels"]]
-        images = [f for f in images if _is_named(f, held["labels"]) and not _is_named(f, partial)]
+        images = [f for f in images if is_named(f, held["labels"]) and not is_named(f, partial)]
     else:
         known = targets_of(images, bundle.disease.classes) >= 0
         images = [f for f, k in zip(images, known, strict=True) if k]
@@ -63,7 +64,3 @@ def _held_out(folders: Sequence[ImageFolder], bundle: Bundle) -> list[LabelledIm
             "cannot be told: calibrate on the same images, or on a folder with val/ and without train/."
         )
     return chosen
-
-
-def _is_named(image: LabelledImage, spellings: Sequence[str]) -> bool:
-    return any(label_names(image.task, image.label, spelling) for spelling in spellings)

@@ -26,23 +26,27 @@ from cxrbatch.training.tables import read_rows
 from cxrbatch.types import DecodedImage, ModelInputSpec
 
 __all__ = [
+    "ROOM",
     "SPLITS",
     "ImageFolder",
     "LabelledImage",
     "data_digest",
     "find_folders",
     "grouped_split",
+    "known_patients",
     "label_matches",
     "label_names",
     "leaked_images",
     "listed_paths",
     "read_decoded",
     "read_image",
+    "read_images",
     "shrink",
     "split_images",
 ]
 
 SPLITS = ("train", "val", "test")
+ROOM = 1.15  # images are kept a little larger than the model input, so that crops lose nothing
 #: The suffixes of images. Formats that the decoder does not read (.bmp to .webp) are included, so that such files are
 #: listed as unreadable instead of ignored silently; README.txt and Thumbs.db are not images.
 _SUFFIXES = frozenset(
@@ -179,7 +183,7 @@ def _listed(file: Path) -> Iterable[LabelledImage]:
 
 def listed_paths(file: Path) -> frozenset[str]:
     """The column `path` of a CSV file. Raises Fatal if it has none or cannot be read."""
-    return frozenset(row["path"] for row in read_rows(file, "path"))
+    return frozenset(os.path.normpath(row["path"]) for row in read_rows(file, "path"))
 
 
 def _manifest(data: Path) -> dict[str, tuple[str, str]]:
@@ -189,10 +193,15 @@ def _manifest(data: Path) -> dict[str, tuple[str, str]]:
         if not file.is_file():
             continue
         prefix = "" if root == data else data.name + "/"
-        rows = [row for row in read_rows(file, "path") if row["path"].startswith(prefix)]
-        if rows and not any(os.path.exists(root / row["path"]) for row in rows):
+        facts: dict[str, tuple[str, str]] = {}
+        for row in read_rows(file, "path"):
+            if (path := os.path.normpath(row["path"])).startswith(prefix):
+                told = row.get("source") or "", row.get("group") or ""
+                if facts.setdefault(path.removeprefix(prefix), told) != told:
+                    raise Fatal(f"{file} names {path} twice, with different sources or groups.")
+        if facts and not any(os.path.exists(data / path) for path in facts):
             raise Fatal(f"{file} names no file of {root}: its paths are below that folder, as in train/NORMAL/a.png.")
-        return {row["path"].removeprefix(prefix): (row.get("source") or "", row.get("group") or "") for row in rows}
+        return facts
     return {}
 
 
@@ -250,6 +259,13 @@ def leaked_images(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
     shared = {lengths[f.path] for f in tests} & {lengths[f.path] for f in trained}
     digests = {_digest(image) for image in trained if lengths[image.path] in shared}
     return [image for image in tests if lengths[image.path] in shared and _digest(image) in digests]
+
+
+def known_patients(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
+    """Test images of a patient, by the groups of manifest.csv, of whom there is a training image."""
+    images = [image for folder in folders for image in folder.images]
+    learnt = {image.group for image in split_images(images, "train")}
+    return [image for image in split_images(images, "test") if image.group in learnt]
 
 
 def _digest(image: LabelledImage) -> str:

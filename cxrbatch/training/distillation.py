@@ -6,12 +6,11 @@ It is for networks that compute the same in less time: the student has the tenso
 from __future__ import annotations
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.bundle import load_bundle
-from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state, read_state
 from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.training.backbones import join_other
 from cxrbatch.training.recipes import Recipe
@@ -29,10 +28,10 @@ class Teacher:
         if stage is None:
             raise Fatal(f"The bundle {bundle.path} has no gate that could teach one.")
         self.sha256 = stage.sha256  # another teacher makes another run
-        tensors = load_file(stage.weights)
-        self._state = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
-        if "other.weight" in tensors and recipe.role == "disease":
-            self._state = join_other(self._state, tensors["other.weight"], tensors["other.bias"])
+        self._state = read_state(stage.weights)
+        if stage.other is not None:
+            bias = torch.tensor([stage.other.bias])
+            self._state = join_other(self._state, torch.from_numpy(stage.other.weight), bias)
         self._channels, self._outputs = stage.channels, len(stage.classes) + (stage.other is not None)
         same_classes = recipe.role == "gate" or stage.classes == classes
         if (self._channels, self._outputs) != (recipe.channels, outputs) or not same_classes:

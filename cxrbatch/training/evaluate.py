@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
-from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
+from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL, normal_class
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.training import metrics
-from cxrbatch.training.datasets import SPLITS, find_folders, label_matches, leaked_images, split_images
-from cxrbatch.training.scores import Scores, score_images, targets_of
+from cxrbatch.training.datasets import SPLITS, find_folders, known_patients, label_matches, leaked_images, split_images
+from cxrbatch.training.scores import LATERAL, Scores, score_images, targets_of, under_class_names
 
 __all__ = ["evaluate", "measure"]
-
-_LATERAL = "LATERAL"
 
 
 def evaluate(
@@ -37,8 +35,8 @@ def evaluate(
 
     Labels that are classes of the bundle give the full figures; CHEST, NOT_CHEST and LATERAL judge the gate; of any
     other label it is only said what the bundle calls it. Test images whose bytes are a training image's in `data` too
-    count in their set, which stands a second time without them, as NAME-leak-free. Writes `out`/evaluation.json and
-    plots; `report.print_report` shows the result.
+    count in their set, which stands a second time without them, as NAME-leak-free, and a third time without patients
+    of whom `data` has a training image, as NAME-new-patients. Writes `out`/evaluation.json and plots.
     Raises Fatal when nothing can be read, or there is no image of that split.
     """
     if split not in SPLITS:
@@ -59,21 +57,23 @@ def evaluate(
     for name in without_sources:
         if not any(name in image.source for folder in folders for image in split_images(folder.images, split)):
             raise Fatal(f"No {split} image in {data} has a source with '{name}' in its name.")
-    leaks = {image.path for image in leaked_images(folders)} if split == "test" else set()
+    judged = folders if split == "test" else []
+    leaks = {image.path for image in leaked_images(judged)}
+    without = {"leak-free": leaks, "new-patients": leaks | {image.path for image in known_patients(judged)}}
     for folder in folders:
-        images = [
-            image
-            for image in split_images(folder.images, split)
-            if not any(name in image.source for name in without_sources)
-        ]
+        images = split_images(folder.images, split)
+        images = [image for image in images if not any(name in image.source for name in without_sources)]
         if not images:
             continue
-        scores = score_images(loaded, images, engine)
+        scores = score_images(loaded, under_class_names(images, loaded), engine)
         if scores.images:
             kept[folder.name] = scores
-            clean = np.array([image.path not in leaks for image in scores.images])
-            if clean.any() and not clean.all():
-                kept[f"{folder.name}-leak-free"] = scores.chosen(clean)
+            rest = len(scores.images)
+            for name, left_out in without.items():
+                clean = np.array([image.path not in left_out for image in scores.images])
+                if 0 < clean.sum() < rest:
+                    kept[f"{folder.name}-{name}"] = scores.chosen(clean)
+                    rest = clean.sum()
         if scores.unreadable:
             result.setdefault("unreadable", []).extend([f.path.as_posix(), why] for f, why in scores.unreadable)
     if not kept:
@@ -116,7 +116,7 @@ def _disease(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
     p, k = scores.probabilities, len(classes)
     guess = p.argmax(1)
     counts = metrics.confusion(y, guess, k)
-    normal = next((i for i, name in enumerate(classes) if label_matches(name, "NORMAL")), None)
+    normal = normal_class(classes)
 
     def figures(rows: NDArray[np.int64]) -> dict[str, float]:
         table = metrics.class_table(metrics.confusion(y[rows], guess[rows], k))
@@ -233,7 +233,7 @@ def _sources(scores: Scores, y: NDArray[np.int64], classes: Sequence[str], draws
 
 def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[str, Any]:
     """Everything but NOT_CHEST is a chest image, and a frontal one unless it is LATERAL."""
-    none, lateral = (np.array([label_matches(f.label, kind) for f in scores.images]) for kind in (NOT_CHEST, _LATERAL))
+    none, lateral = (np.array([label_matches(f.label, kind) for f in scores.images]) for kind in (NOT_CHEST, LATERAL))
     chest = ~none & ~lateral
     right = np.where(chest, scores.passed, np.where(none, scores.rejected, ~scores.passed))
     groups = [f.group for f in scores.images]
@@ -268,7 +268,7 @@ def _gate(scores: Scores, probability: NDArray[np.float64], draws: int) -> dict[
 def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], draws: int) -> dict[str, Any]:
     chosen, left = scores.chosen(mask), (~scores.passed & ~scores.rejected)[mask]
     guess = chosen.probabilities.argmax(1)
-    normal = np.array([label_matches(classes[g], "NORMAL") for g in guess]) & chosen.passed
+    normal = (guess == normal_class(classes)) & chosen.passed
     said = {name: int(((guess == c) & chosen.passed).sum()) for c, name in enumerate(classes)}
     kept = {"sent_to_review": chosen.review, "review_or_not_normal": chosen.review | ~normal}
 
@@ -289,7 +289,7 @@ def _called(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str], dra
 def _abnormal_auc(scores: Scores, mask: NDArray[np.bool_], classes: Sequence[str]) -> float:
     """AUC of `abnormal_probability`: abnormal classes of the set against the images of `mask`; NaN without either."""
     y = targets_of(scores.images, classes)
-    normal = next((c for c, name in enumerate(classes) if label_matches(name, "NORMAL")), None)
+    normal = normal_class(classes)
     if normal is None:
         return float("nan")
     abnormal = (y >= 0) & (y != normal)

@@ -24,17 +24,21 @@ def write_whole(file: Path, data: bytes) -> None:
 def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, or of a file that is made and left, until the block ends.
 
-    Raises Fatal with the sentence `busy` where another process holds it, unless `wait`. The processes that load images
-    for a run do not inherit the lock of a file: a run that was killed can be gone on with while they still end.
+    Where another process holds it, raises Fatal with the sentence `busy`, or with `wait` prints it and waits. The
+    processes that load images for a run do not inherit the lock of a file: a run that was killed can be gone on with
+    while they still end.
     """
     is_folder = path.is_dir()
     descriptor = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT), 0o644)
     take = fcntl.flock if is_folder else fcntl.lockf
     try:
         try:
-            take(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            take(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise Fatal(busy) from None
+            if not wait:
+                raise Fatal(busy) from None
+            print(busy, flush=True)
+            take(descriptor, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
         yield

@@ -19,7 +19,7 @@ from cxrbatch.errors import Fatal
 from cxrbatch.inference.engines.networks import FeatureNetwork
 from cxrbatch.training import plots
 from cxrbatch.training.backbones import freeze, split_other, start_network
-from cxrbatch.training.batches import EpochImages, batches, fixed_batches, normalisation, on_grid
+from cxrbatch.training.batches import EpochImages, as_floats, batches, fixed_batches, normalisation
 from cxrbatch.training.bundle_writer import ModelDraft, check_output, write_stage
 from cxrbatch.training.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from cxrbatch.training.datasets import listed_paths
@@ -74,21 +74,22 @@ def train(
     check_output(out, _WORKING)
     work = out / _WORKING
     work.mkdir(parents=True, exist_ok=True)
-    images = prepare(plan, data, limit, without_sources, without_files)
-    unreadable, listed = work / "unreadable.txt", "".join(f"{f.path}: {why}\n" for f, why in images.unreadable)
-    unreadable.write_text(listed, "utf-8", "surrogateescape")  # names of files are bytes
-    if images.unreadable:
-        print(f"{len(images.unreadable)} file(s) can't be read and are left out: see {unreadable}")
-    if plan.class_grid:
-        plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
     with locked(work / f"{plan.role}.lock", f"Another process trains into {out}: wait for it, or name another folder."):
+        images = prepare(plan, data, limit, without_sources, without_files)
+        for split, number in images.same_patients.items():
+            print(f"{number} image(s) in {split}/ show a patient of train/ (group in manifest.csv): figures flatter.")
+        unreadable, listed = work / "unreadable.txt", "".join(f"{f.path}: {why}\n" for f, why in images.unreadable)
+        unreadable.write_text(listed, "utf-8", "surrogateescape")  # names of files are bytes
+        if images.unreadable:
+            print(f"{len(images.unreadable)} file(s) can't be read and are left out: see {unreadable}")
+        if plan.class_grid:
+            plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
         run = _Run(plan, images, work, resume, on)
         run.finish()
     if plan.role == "findings":
         write_whole(out / "findings.safetensors", save(run.best_state()))
         print(f"The weights are in {out / 'findings.safetensors'}: give them to another recipe with --pretrained.")
         return
-    normal = run.mean.flatten().tolist(), run.std.flatten().tolist()
     state, other = split_other(run.best_state(), len(images.classes)) if plan.other else (run.best_state(), None)
     draft = ModelDraft(
         role=plan.role,
@@ -96,8 +97,8 @@ def train(
         channels=plan.channels,
         classes=images.classes,
         model_input=plan.model_input,
-        mean=tuple(normal[0]),
-        std=tuple(normal[1]),
+        mean=tuple(run.mean.flatten().tolist()),
+        std=tuple(run.std.flatten().tolist()),
         state=state,
         other=other,
         training={
@@ -112,6 +113,7 @@ def train(
             "without_sources": list(without_sources),
             "without_files": 0 if without_files is None else len(listed_paths(without_files)),
             "other": plan.other,
+            "labels": {name: list(spellings) for name, spellings in plan.classes.items()},
             "partial": [{"labels": list(one.labels), "classes": list(one.classes)} for one in plan.partial],
             "data": list(plan.data),
             "device": str(on),
@@ -234,7 +236,7 @@ class _Run:
             )  # fmt: skip
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate
-            grey = on_grid(model_inputs.to(self.device), recipe.augmentation, recipe.channels)
+            grey = as_floats(model_inputs.to(self.device), recipe.augmentation, recipe.channels)
             x, other, share = mixup(self._normal(grey), recipe.mixup)
             targets, smoothing = self.targets[labels].to(self.device), self.smoothing[labels].to(self.device)
             with mixstyle(self.net, recipe.mixstyle), self._precision():
@@ -287,10 +289,9 @@ class _Run:
         spec = replace(self.recipe.model_input, size=phase.size or self.recipe.model_input.size)
         plain = replace(self.recipe.augmentation, kind="none")
         losses, right = 0.0, 0.0
-        for model_inputs, labels in fixed_batches(
-            self.images.val_arrays, self.images.val_labels, spec, self.recipe.batch
-        ):
-            x = self._normal(on_grid(model_inputs.to(self.device), plain, self.recipe.channels))
+        images = fixed_batches(self.images.val_arrays, self.images.val_labels, spec, self.recipe.batch)
+        for model_inputs, labels in images:
+            x = self._normal(as_floats(model_inputs.to(self.device), plain, self.recipe.channels))
             with self._precision():
                 logits = net(x)[0].float().cpu()
             loss = loss_of(logits, self.targets[labels], torch.zeros(len(labels)), binary=self.recipe.binary)

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +19,7 @@ from cxrbatch.errors import Fatal, Rejected
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.inference.cascade import Cascade
 from cxrbatch.inference.engines import open_engine
-from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state, read_state
 from cxrbatch.inference.model_spec import ModelSpec
 from cxrbatch.output_file import check_target, new_file
 from cxrbatch.training.datasets import read_decoded
@@ -33,9 +32,8 @@ _MADE_BY = "cxrbatch explain"  # stands in the PNG, and tells it from an image
 
 def load_network(stage: ModelSpec) -> FeatureNetwork:
     """The stage's network in float32, in evaluation mode."""
-    state = {k.removeprefix("network."): v for k, v in load_file(stage.weights).items() if k.startswith("network.")}
     net = build_network(stage.architecture, stage.channels, len(stage.classes))
-    load_state(net, state)
+    load_state(net, read_state(stage.weights))
     return net.eval()
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cxrbatch.errors import Fatal
 from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL
 from cxrbatch.training.datasets import (
+    ROOM,
     LabelledImage,
     data_digest,
     find_folders,
@@ -30,7 +31,6 @@ from cxrbatch.training.recipes import Recipe
 __all__ = ["Prepared", "prepare"]
 
 _GATE_NUMBERS = (1, 0, 2)  # a gate's [classes] name what passes first; see `Prepared`
-_ROOM = 1.15  # images are kept a little larger than the model input, so that crops lose nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Prepared:
     val_labels: list[int]
     unreadable: list[tuple[LabelledImage, str]]
     held_out: dict[str, Any] | None  # what was held out of the training folder, as the manifest says it; None: nothing
+    same_patients: dict[str, int]  # split -> its images of which train, by its groups, has the patient too
     data_sha256: str
     targets: NDArray[np.float32]  # (labels, outputs): what each class number, and each partial one, asks for
     smoothing: NDArray[np.float32]  # (labels,)
@@ -115,7 +116,9 @@ def prepare(
                 there_are = ", ".join(sorted({f.label for folder in folders for f in folder.images}))
                 hint = f"; its folders are {there_are}, and a recipe without [classes] takes them as they are"
                 raise Fatal(f"{data} has no image of the class {label} for {name}{hint if recipe.classes else ''}.")
-    longest = round(recipe.model_input.size * _ROOM)
+    learnt = {f.group for f in train}
+    shared = Counter(f.split for f in images if f.split != "train" and f.group in learnt)
+    longest = round(recipe.model_input.size * ROOM)
     train, train_arrays, lost = read_images(train, longest)
     val, val_arrays, lost_too = read_images(val, longest)
     train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
@@ -128,7 +131,7 @@ def prepare(
         classes = (classes[0], "FRONTAL")[: complete - 1]
     return Prepared(
         classes, names, train, train_arrays, train_labels, val, val_arrays, val_labels,
-        lost + lost_too, held_out, _digest(train, val),
+        lost + lost_too, held_out, dict(shared), _digest(train, val),
         *_targets(recipe, classes, complete),
     )  # fmt: skip
 
@@ -152,7 +155,7 @@ def _prepare_findings(
     train, val = grouped_split(images, recipe.validation_share, recipe.seed)
     train = _without(train, data, without_sources, without_files)
     train, val = (_thinned(part, number, limit) for part in (train, val))
-    longest = round(recipe.model_input.size * _ROOM)
+    longest = round(recipe.model_input.size * ROOM)
     train, train_arrays, lost = read_images(train, longest)
     val, val_arrays, lost_too = read_images(val, longest)
     if not (train and val):
@@ -160,7 +163,7 @@ def _prepare_findings(
     train_labels, val_labels = ([number[f.task, f.label] for f in part] for part in (train, val))
     return Prepared(
         tuple(recipe.classes), tuple(label for _, label in number), train, train_arrays, train_labels,
-        val, val_arrays, val_labels, lost + lost_too, None, _digest(train, val),
+        val, val_arrays, val_labels, lost + lost_too, None, {}, _digest(train, val),
         targets, np.full(len(number), recipe.label_smoothing, np.float32), np.full(len(number), 1 / len(number)),
     )  # fmt: skip
 
@@ -236,7 +239,7 @@ def _numbers(
 
 
 def _thinned(images: list[LabelledImage], number: dict[tuple[str, str], int], limit: int | None) -> list[LabelledImage]:
-    """every n-th image per class"""
+    """About `limit` of the images, every n-th of each class and at least two."""
     if limit is None or len(images) <= limit:
         return images
     kept: list[LabelledImage] = []

@@ -10,6 +10,10 @@ from rich.table import Table
 
 __all__ = ["percent", "print_report"]
 
+_WITHOUT = {
+    "-leak-free": "without the images whose bytes are those of a training image",
+    "-new-patients": "without images of a patient (manifest.csv, group) of whom there is a training image",
+}
 _SOURCES = 30  # rows of a set's table: the largest sources
 
 
@@ -33,6 +37,9 @@ def print_report(result: dict[str, Any], console: Console) -> None:
     console.print(f"[bold]{bundle}[/bold], split {result['split']}, {result['engine']}")
     for name, found in result["sets"].items():
         console.rule(f"{escape(name)}: {found['images']} images")
+        for ending, sentence in _WITHOUT.items():
+            if name.endswith(ending):
+                console.print(f"the same, {sentence}")
         if "disease" in found:
             _disease(console, found)
         if sets := found.get("label_sets"):

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxrbatch.errors import Rejected
 from cxrbatch.inference.bundle import Bundle
-from cxrbatch.inference.cascade import gate_probabilities, ood_scores, other_probability
+from cxrbatch.inference.cascade import gate_probabilities, ood_scores, other_probability, probabilities_of
 from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL, Assessment, Thresholds, assess
 from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.inference.model_spec import ModelSpec
-from cxrbatch.training.datasets import LabelledImage, label_matches, read_decoded
+from cxrbatch.training.datasets import LabelledImage, label_matches, label_names, read_decoded
 from cxrbatch.types import Decision, DecodedImage
 
-__all__ = ["Scores", "assess_each", "probabilities_of", "score_images", "targets_of"]
+__all__ = [
+    "LATERAL",
+    "Scores",
+    "assess_each",
+    "is_named",
+    "score_images",
+    "targets_of",
+    "under_class_names",
+]
+
+LATERAL = "LATERAL"  # the label of chest images of another view
 
 _BATCH = 32  # images: limits the memory and is fast on all engines
 
@@ -73,19 +83,40 @@ class Scores:
         )
 
 
-def probabilities_of(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Softmax of logits (n, k) / temperature."""
-    scaled = logits / temperature
-    powers = np.exp(scaled - scaled.max(1, keepdims=True))
-    shares: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
-    return shares
+def under_class_names(images: Sequence[LabelledImage], bundle: Bundle) -> list[LabelledImage]:
+    """The images; where a recipe of the bundle gave a class, NOT_CHEST or LATERAL other folders, under that name.
+
+    As training reads labels: of several classes the last one, and a partial label before all of them.
+    """
+    disease = bundle.disease.manifest.get("training", {})
+    named: dict[str, list[str]] = disease.get("labels", {})
+    partial = [spelling for one in disease.get("partial", ()) for spelling in one["labels"]]
+    gate = bundle.gate.manifest.get("training", {}).get("labels", {}) if bundle.gate else {}
+    others = zip((NOT_CHEST, LATERAL), list(gate.values())[1:], strict=False)  # what passes is named first
+    spelled = [*reversed(named.items()), *others]
+
+    def name_of(image: LabelledImage) -> str:
+        if not is_named(image, partial):
+            for name, spellings in spelled:
+                if is_named(image, spellings):
+                    return name
+        return image.label
+
+    names = {key: name_of(image) for image in images for key in [(image.task, image.label)]}
+    return [replace(image, label=names[image.task, image.label]) for image in images]
+
+
+def is_named(image: LabelledImage, spellings: Sequence[str]) -> bool:
+    """Whether one of these names of a recipe is the image's folder, or one of its findings."""
+    return any(label_names(image.task, image.label, spelling) for spelling in spellings)
 
 
 def targets_of(images: Sequence[LabelledImage], classes: Sequence[str]) -> NDArray[np.int64]:
     """The class index (n,) of each image's label; -1 where the label is none of the classes."""
-    known = {f.label: -1 for f in images}
-    for label in known:
-        known[label] = next((i for i, name in enumerate(classes) if label_matches(label, name)), -1)
+    known = {
+        label: next((i for i, name in enumerate(classes) if label_matches(label, name)), -1)
+        for label in {f.label for f in images}
+    }
     return np.array([known[f.label] for f in images], np.int64)
 
 

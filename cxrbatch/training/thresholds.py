@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrbatch.inference.decision import normal_class
 from cxrbatch.training.conformal import operating_point, source_weights
 
 __all__ = ["COVERAGE", "abnormal_block", "confidence_threshold", "review_thresholds", "rounded_down", "sureness"]
@@ -28,7 +29,7 @@ def abnormal_block(
     other: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """Operating points of `abnormal_probability`; nothing where no class is NORMAL."""
-    normal = next((c for c, name in enumerate(classes) if name.upper() == "NORMAL"), None)
+    normal = normal_class(classes)
     if normal is None:
         return {}
     weights = source_weights(y, sources)
@@ -64,7 +65,7 @@ def confidence_threshold(confidence: NDArray[np.float64], unlike: NDArray[np.boo
 def sureness(classes: Sequence[str], p: NDArray[np.float64], other: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """(n,) what the threshold of confidence is compared with (decision.py)."""
     found: NDArray[np.float64] = p.max(1)
-    normal = next((c for c, name in enumerate(classes) if name.upper() == "NORMAL"), None)
+    normal = normal_class(classes)
     if other is not None and normal is not None:
         found = np.where(p.argmax(1) == normal, found * (1 - other), found)
     return found

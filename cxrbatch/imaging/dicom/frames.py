@@ -33,6 +33,7 @@ from pydicom.uid import (
 
 from cxrbatch import unexpected
 from cxrbatch.errors import ReasonCode, Rejected
+from cxrbatch.imaging.dicom.identity import text
 from cxrbatch.imaging.dicom.stored_bits import StoredBits
 from cxrbatch.imaging.formats.codecs import CodecOutput, decode_j2k, decode_jpeg, decode_rle
 from cxrbatch.imaging.formats.codestream import j2k_codestream, j2k_header, jpeg_header
@@ -57,6 +58,7 @@ _AS_DECODED: Any = {
     "apply_j2k_sign_correction": False,
 }
 _SINGLE = (None, "", 0, 1)  # NumberOfFrames of one frame
+_COLOURS = "The colour space of the pixels is not read."
 _ITEM = b"\xfe\xff\x00\xe0"
 DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(
     (*_JPEG, *_J2K, RLELossless), ("imagecodecs", "simplejpeg")
@@ -115,6 +117,8 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
     Raises Rejected: UNSUPPORTED_TRANSFER_SYNTAX, UNSUPPORTED_PIXELS, TRUNCATED, CORRUPT_PIXELS.
     """
     syntax = _true_syntax(dataset, syntax)
+    if _is_native(syntax) and text(dataset, "PhotometricInterpretation").startswith("YBR_PARTIAL"):
+        raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, _COLOURS)  # pydicom would miss bytes of the thinned chroma
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     _trace.most, _trace.output, _trace.problem = most, None, None
@@ -134,14 +138,12 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
             raise (_trace.problem or _explain(error)) from error
         # Gateways that decompress JPEG 2000 leave its two names on what is RGB by then.
         if samples.ndim == 3 and seen["photometric_interpretation"] not in ("RGB", "YBR_RCT", "YBR_ICT"):
-            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The colour space of the pixels is not read.")
+            raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, _COLOURS)
         if not plugin and dataset.BitsAllocated != 1:
             samples = _fitted(samples, samples.dtype.itemsize * 8)
-    native = f"pydicom {pydicom.__version__}"
     if _trace.output is None:
-        return FirstFrame(
-            samples, native, _has_excess(dataset, samples.nbytes), above_bits_stored=_trace.above_bits_stored
-        )
+        excess, above = _has_excess(dataset, samples.nbytes), _trace.above_bits_stored
+        return FirstFrame(samples, f"pydicom {pydicom.__version__}", excess, above_bits_stored=above)
     output = _trace.output
     suspect = output.suspect or _begins_again(dataset)
     return FirstFrame(samples, output.decoder, suspect, above_bits_stored=_trace.above_bits_stored)
@@ -172,8 +174,6 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
         output = decode_jpeg(src, header, most)
         if not _can_leave(output):
             output = decode_jpeg(src, header)
-        if header.lossy and _trace.bits is not None and header.precision < _trace.bits.stored:
-            output = replace(output, suspect=True)  # scaled to fewer bits, unlike the header's window
         if header.colours:
             runner.set_option("photometric_interpretation", header.colours)
     elif src.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")):
@@ -197,6 +197,8 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
         return planar if fitted is words else fitted.tobytes()
     else:
         raise Rejected(ReasonCode.CORRUPT_PIXELS, "The pixel data are not in a compressed format that is known.")
+    if output.lossy and _trace.bits is not None and output.precision < _trace.bits.stored:
+        output = replace(output, suspect=True)  # scaled to fewer bits, unlike the header's window
     _trace.output = output
     if output.shrunk > 1:
         raise _Smaller
@@ -289,7 +291,7 @@ def _explain(error: Exception) -> Rejected:
         return Rejected(ReasonCode.CORRUPT_PIXELS, "The length of the pixel data fits no image of that header.")
     if isinstance(error, AttributeError):
         return Rejected(ReasonCode.CORRUPT_DICOM, "The header lacks an attribute that describes the pixels.")
-    if isinstance(error, NotImplementedError) or "photometric" in text or "bits " in text:
+    if isinstance(error, NotImplementedError) or any(word in text for word in ("photometric", "bits ", "color space")):
         return Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The pixel data have a layout that nobody defines.")
     return Rejected(ReasonCode.CORRUPT_PIXELS, f"The pixel data cannot be read ({type(error).__name__}).")
 

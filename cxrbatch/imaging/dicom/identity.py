@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
@@ -12,6 +14,7 @@ __all__ = ["describe", "is_child", "text"]
 #: 18 years in the units of an age.
 _ADULT = {"D": 6574, "W": 939, "M": 216, "Y": 18}
 
+_AGE = re.compile(r"([DWMY]?) *(\d{1,9}) *([DWMY]?)")
 _KEPT_CHARACTERS = 64
 
 
@@ -54,8 +57,12 @@ def _iso_date(value: str) -> str:
 
 
 def is_child(age: str) -> bool:
-    """Whether PatientAge (PS3.5 6.2, AS: three digits and D, W, M or Y) is below 18 years. Unknown: False."""
-    number, unit = age[:-1], age[-1:].upper()
-    if not number.isdecimal() or unit not in _ADULT:
+    """Whether PatientAge (PS3.5 6.2, AS: three digits and D, W, M or Y) is below 18 years. Unknown: False.
+
+    Spaces, a unit before the number, and other numbers of digits are read too; 1 to 17 of no unit are below in each.
+    """
+    found = _AGE.fullmatch(age.upper())
+    if found is None:
         return False
-    return int(number) < _ADULT[unit]
+    unit, number = found[1] + found[3], int(found[2])
+    return number < _ADULT[unit] if unit in _ADULT else not unit and 0 < number < 18

@@ -41,7 +41,7 @@ def read_dicom_image(
 
     Raises Rejected (see dicom.read and dicom.frames; TOO_MANY_PIXELS, TOO_SMALL).
     """
-    dataset, syntax = read_dicom(data, limits)
+    dataset, syntax, is_cut = read_dicom(data, limits)
     rows, columns = (_positive(dataset, keyword) for keyword in ("Rows", "Columns"))
     require_size(rows, columns, limits)
     frames = max(1, int(_number(dataset, "NumberOfFrames") or 1))
@@ -53,12 +53,14 @@ def read_dicom_image(
     elif PIXEL_KEYWORDS[2] in dataset:
         bits_stored = 64
     little_endian = syntax != ExplicitVRBigEndian  # the property of a UID raises for one that is no transfer syntax
-    frame = decode_first_frame(dataset, syntax, shrink_factor(rows, columns, specs))
     photometric = text(dataset, "PhotometricInterpretation")
+    if photometric:
+        dataset.add_new("PhotometricInterpretation", "CS", photometric)  # without spaces before it, which pydicom keeps
+    frame = decode_first_frame(dataset, syntax, shrink_factor(rows, columns, specs))
     samples, scale = _seen(frame, dataset, photometric, bits_stored, little_endian)
     seen = {
         "multi_frame": frames > 1,
-        "decoder_warning": frame.suspect,
+        "decoder_warning": frame.suspect or is_cut,
         "paediatric": is_child(text(dataset, "PatientAge")),
         "above_bits_stored": frame.above_bits_stored,
         "polarity_suspect": _contradicts_itself(dataset, photometric),
@@ -105,20 +107,20 @@ def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bo
     or both invert once, after VOI (C.7.6.3.1.2).
     """
     places = list(_places(dataset))
-    slope, intercept = _first_number(places, "RescaleSlope"), _first_number(places, "RescaleIntercept")
+    slope, intercept, _ = _pair(places, "RescaleSlope", "RescaleIntercept")
     half = slope == 0 or (None in (slope, intercept) and (slope or 1.0, intercept or 0.0) != (1.0, 0.0))
     modality_lut = _look_up_table(places, "ModalityLUTSequence", little_endian, signed)
     after_modality_signed = signed if modality_lut is None else False
-    center, width = _first_number(places, "WindowCenter"), _first_number(places, "WindowWidth")
-    function = next((f for f in (_voi_function(place) for place in places) if f), "LINEAR")
+    center, width, place = _pair(places, "WindowCenter", "WindowWidth")
+    function = _voi_function(place) or "LINEAR"
     window = None if center is None and width is None else _UNREADABLE
     if center is not None and width is not None and function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         window = Window(center, width, function)
     voi_lut = _look_up_table(places, "VOILUTSequence", little_endian, after_modality_signed or (intercept or 0) < 0)
-    if voi_lut is None and any(_items(place, "VOILUTSequence") for place in places):
+    if voi_lut is None and any(_items(one, "VOILUTSequence") for one in places):
         window = window or _UNREADABLE
     if any(_is_unreadable(places, keyword) for keyword in _NUMBERS) or (
-        modality_lut is None and (half or any(_items(place, "ModalityLUTSequence") for place in places))
+        modality_lut is None and (half or any(_items(one, "ModalityLUTSequence") for one in places))
     ):
         window, voi_lut = _UNREADABLE, None  # each of them means something only together with the others
     if slope is None or intercept is None or slope == 0:
@@ -127,7 +129,7 @@ def _grey_scale(dataset: Dataset, photometric: str, bits: int, little_endian: bo
     if (low := _stored_number(dataset, "PixelPaddingValue", signed)) is not None:
         limit = _stored_number(dataset, "PixelPaddingRangeLimit", signed)
         padding = (low, low) if limit is None else (min(low, limit), max(low, limit))
-    inverse = any(text(place, "PresentationLUTShape").upper() == "INVERSE" for place in places)
+    inverse = any(text(one, "PresentationLUTShape").upper() == "INVERSE" for one in places)
     return GreyScale(
         bits_stored=bits,
         slope=slope,
@@ -195,11 +197,13 @@ def _voi_function(place: Dataset) -> str:
 
 def _is_unreadable(places: list[Dataset], keyword: str) -> bool:
     """Whether there is a value, but no number, such as one with a decimal comma."""
-    return _first_number(places, keyword) is None and any(text(place, keyword) for place in places)
+    return all(_number(place, keyword) is None for place in places) and any(text(place, keyword) for place in places)
 
 
-def _first_number(places: list[Dataset], keyword: str) -> float | None:
-    return next((n for n in (_number(place, keyword) for place in places) if n is not None), None)
+def _pair(places: list[Dataset], first: str, second: str) -> tuple[float | None, float | None, Dataset]:
+    """Two numbers that mean something only together, and their place: the first with both, else the first with one."""
+    pairs = [(_number(place, first), _number(place, second), place) for place in places]
+    return min(pairs, key=lambda pair: pair[:2].count(None))
 
 
 def _number(dataset: Dataset, keyword: str) -> float | None:

@@ -11,7 +11,8 @@ from io import BytesIO
 from pydicom import config
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filereader import dcmread, read_dataset
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -31,6 +32,8 @@ _STRUCTURED_REPORTS = "1.2.840.10008.5.1.4.1.1.88."  # PS3.6 A: all storage clas
 _MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
 _DELIMITERS = 0xFFFE
+#: What decides how an image is read: pixels, polarity, functional groups; ViewPosition and pixel spacings.
+_DECIDING_GROUPS, _DECIDING_TAGS = (0x0028, 0x2050, 0x5200, 0x7FE0), (0x00185101, 0x00181164, 0x00182010)
 #: Each element or item takes one to three reads, also when nested; an enhanced CT of 5,000 frames takes about 300,000.
 #: A read costs memory and 7 microseconds: a small file of empty items could otherwise block a worker for minutes.
 _MOST_READS = 300_000
@@ -40,10 +43,11 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 config.settings.reading_validation_mode = config.IGNORE
 
 
-def read_dicom(data: bytes, limits: Limits) -> tuple[Dataset, UID]:
+def read_dicom(data: bytes, limits: Limits) -> tuple[Dataset, UID, bool]:
     """Parse a DICOM file, with or without preamble and file meta information (PS3.10 7.1).
 
-    Returns the dataset, which has exactly one kind of pixel data, and the transfer syntax of that.
+    Returns the dataset, which has exactly one kind of pixel data, the transfer syntax of that, and whether the file
+    ends inside its last element.
     Raises Rejected: DICOMDIR, STRUCTURED_REPORT, OWN_OUTPUT, NO_PIXEL_DATA, TRUNCATED, CORRUPT_DICOM, INFLATES_TOO_FAR.
     """
     with warnings.catch_warnings(record=True) as caught:
@@ -62,8 +66,9 @@ def read_dicom(data: bytes, limits: Limits) -> tuple[Dataset, UID]:
         del dataset[tag]  # a stray delimiter between or after the elements, which pydicom reads as an element
     _refuse_output(dataset)
     ended_early = any("end of file" in str(w.message).lower() or "EOF" in str(w.message) for w in caught)
-    _require_pixels(dataset, ended_early or _is_cut(dataset, length))
-    return dataset, syntax
+    left = _bytes_behind(dataset, length)
+    _require_pixels(dataset, ended_early or left < 0 or 0 < left < 8)
+    return dataset, syntax, ended_early or left < 0
 
 
 class _BoundedReader(BytesIO):
@@ -72,6 +77,18 @@ class _BoundedReader(BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self._left = _MOST_READS
+        self._values: dict[BaseTag, memoryview] = {}
+
+    def refuse_second(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        """Raise Rejected for an element with two values: PS3.5 7.1 allows one, and readers differ in which they take.
+
+        pydicom calls it before each value of the dataset, and at first with no length to see the VR of the first one.
+        """
+        if (tag.group in _DECIDING_GROUPS or tag in _DECIDING_TAGS) and (length or self._values):
+            value = self.getbuffer()[self.tell() : self.tell() + length]
+            if self._values.setdefault(tag, value) != value:
+                raise Rejected(ReasonCode.CORRUPT_DICOM, f"The element {tag} occurs twice, with different values.")
+        return False
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._left -= 1
@@ -85,10 +102,12 @@ def _parse(data: bytes, limits: Limits) -> tuple[Dataset, UID, int]:
     declared, start = _file_meta(data)
     if declared == DeflatedExplicitVRLittleEndian:
         inflated = _inflate(data[start:], limits.max_inflated_bytes)
-        dataset = read_dataset(_BoundedReader(inflated), is_implicit_VR=False, is_little_endian=True)
+        reader = _BoundedReader(inflated)
+        dataset = read_dataset(reader, is_implicit_VR=False, is_little_endian=True, stop_when=reader.refuse_second)
         dataset.set_original_encoding(False, True, "iso8859")
         return dataset, ExplicitVRLittleEndian, len(inflated)
-    dataset = dcmread(_BoundedReader(data), force=True)
+    reader = _BoundedReader(data)
+    dataset = read_partial(reader, reader.refuse_second, force=True)
     meta = getattr(dataset, "file_meta", FileMetaDataset())
     if _text(meta, "MediaStorageSOPClassUID") == _MEDIA_STORAGE_DIRECTORY or "DirectoryRecordSequence" in dataset:
         raise Rejected(ReasonCode.DICOMDIR, "The file is a DICOMDIR, a table of contents without images.")
@@ -138,16 +157,13 @@ def _inflate(deflated: bytes, cap: int) -> bytes:
     return b"".join(chunks)
 
 
-def _is_cut(dataset: Dataset, length: int) -> bool:
-    """Whether the last element ends after the file does, or stray bytes of another element follow it."""
+def _bytes_behind(dataset: Dataset, length: int) -> int:
+    """The bytes behind the last element; negative where it ends after the file does, 0 where nobody knows."""
     tags = list(dataset.keys())
-    if not tags:
-        return False
-    last = dataset.get_item(tags[-1])
+    last = dataset.get_item(tags[-1]) if tags else None
     if not isinstance(last, RawDataElement) or last.length == 0xFFFFFFFF:
-        return False
-    end = last.value_tell + last.length
-    return end > length or 0 < length - end < 8
+        return 0
+    return length - (last.value_tell + last.length)
 
 
 def _refuse_output(dataset: Dataset) -> None:

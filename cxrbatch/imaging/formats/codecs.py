@@ -170,7 +170,7 @@ def decode_rle(data: bytes, pixels: int, samples_per_pixel: int, bytes_per_sampl
         raise Rejected(ReasonCode.CORRUPT_PIXELS, f"The RLE frame has {header[0]} segments instead of {segments}.")
     bounds = [int(offset) for offset in header[1 : segments + 1]] + [len(data)]
     excess = 0
-    model_inputs = np.empty((samples_per_pixel, pixels, bytes_per_sample), np.uint8)
+    planes = np.empty((samples_per_pixel, pixels, bytes_per_sample), np.uint8)
     for number, (start, end) in enumerate(pairwise(bounds)):
         if not 64 <= start <= end:
             code = ReasonCode.TRUNCATED if end == len(data) else ReasonCode.CORRUPT_PIXELS
@@ -181,8 +181,8 @@ def decode_rle(data: bytes, pixels: int, samples_per_pixel: int, bytes_per_sampl
             raise Rejected(code, "An RLE segment is shorter than the image.")
         excess = max(excess, len(unpacked) - pixels)
         byte = bytes_per_sample - 1 - number % bytes_per_sample  # most significant first
-        model_inputs[number // bytes_per_sample, :, byte] = np.frombuffer(unpacked, np.uint8, pixels)
-    return model_inputs.tobytes(), excess > 1
+        planes[number // bytes_per_sample, :, byte] = np.frombuffer(unpacked, np.uint8, pixels)
+    return planes.tobytes(), excess > 1
 
 
 def require_end_marker(data: bytes) -> None:

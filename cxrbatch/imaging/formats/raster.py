@@ -61,7 +61,7 @@ def read_png(data: bytes, limits: Limits) -> StoredImage:
             raise Rejected(ReasonCode.CORRUPT_PIXELS, "The PNG data do not decode.") from error
         decoder = _PILLOW  # supports the remaining layouts and reports damage, but not rows that are missing
         _require_all_rows(png)
-        samples, flags, orientation = _by_pillow(data, "PNG")
+        samples, flags, orientation = _by_pillow(data, "PNG", png.depth)
     if png.animated:
         flags.append("multi_frame")
     names = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}
@@ -142,12 +142,17 @@ def _image(
     return StoredImage(samples, GreyScale(depth, may_fill_range=bits == 16), facts)
 
 
-def _by_pillow(data: bytes, format_: str) -> tuple[NDArray[Any], list[str], int]:
-    """8-bit samples, flags and orientation, by Pillow."""
+def _by_pillow(data: bytes, format_: str, depth: int = 8) -> tuple[NDArray[Any], list[str], int]:
+    """8-bit samples, flags and orientation, by Pillow; `depth` is that of the file."""
     try:
         with Image.open(io.BytesIO(data), formats=(format_,)) as image:
             image.load()
             orientation = int(image.getexif().get(_ORIENTATION, 1))
+            if (
+                image.mode == "L" and "transparency" in image.info
+            ):  # Pillow widens samples of 2 and 4 bits, not this one
+                top = 2**depth - 1
+                image.info["transparency"] = (image.info["transparency"] & top) * (255 // top)
             if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
                 samples, flags = flatten_alpha(np.asarray(image.convert("RGBA")))
                 return samples, flags, orientation

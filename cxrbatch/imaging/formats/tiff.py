@@ -30,6 +30,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 5: "CMYK", 6: "YBR_FULL"}
 _PHOTOMETRIC, _ORIENTATION = 262, 274
+_COMPLEX = (5, 6)  # SampleFormat
 _EXTRA_SAMPLES, _UNASSOCIATED_ALPHA = 338, 2
 _LZW, _JPEG = 5, 7
 # Uncompressed, LZW, JPEG, deflate (both numbers), PackBits, Zstandard. tifffile supports dozens of others, but rare
@@ -112,7 +113,8 @@ def _require_known_layout(page: Any) -> None:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, f"TIFF compression {int(page.compression)} is not read.")
     if _PHOTOMETRIC not in page.tags:  # readers differ in whether 0 is then black or white
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file does not say which of its values are white.")
-    if page.samplesperpixel > 5 or page.imagedepth != 1 or page.fillorder != 1:
+    is_complex = page.sampleformat in _COMPLEX
+    if page.samplesperpixel > 5 or page.imagedepth != 1 or page.fillorder != 1 or is_complex:
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
 
 
@@ -136,7 +138,7 @@ def _part_lengths(page: Any) -> Iterator[tuple[int, int]]:
 
     The last strip (with planar samples, of each component) has only the remaining rows; some writers fill it up.
     """
-    samples, model_inputs = (page.samplesperpixel, 1) if page.planarconfig == 1 else (1, page.samplesperpixel)
+    samples, planes = (page.samplesperpixel, 1) if page.planarconfig == 1 else (1, page.samplesperpixel)
 
     def bytes_of(columns: int) -> int:
         return -(-columns * samples * int(page.bitspersample) // 8)
@@ -144,10 +146,10 @@ def _part_lengths(page: Any) -> Iterator[tuple[int, int]]:
     if page.is_tiled:
         size = bytes_of(page.tilewidth) * page.tilelength
         across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-        yield from itertools.repeat((size, size), across * down * model_inputs)
+        yield from itertools.repeat((size, size), across * down * planes)
         return
     row, rows = bytes_of(page.imagewidth), max(1, int(page.rowsperstrip))
-    for _ in range(model_inputs):
+    for _ in range(planes):
         for first in range(0, page.imagelength, rows):
             left = page.imagelength - first
             yield row * min(rows, left), row * rows

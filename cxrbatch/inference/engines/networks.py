@@ -6,14 +6,16 @@ State dicts keep torchvision's key names, so that a torchvision checkpoint loads
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
 from cxrbatch.inference.engines.int8 import on_grids
 
-__all__ = ["ARCHITECTURES", "FeatureNetwork", "build_network", "load_state"]
+__all__ = ["ARCHITECTURES", "FeatureNetwork", "build_network", "load_state", "read_state"]
 
 
 class FeatureNetwork(nn.Module):
@@ -68,6 +70,12 @@ def build_network(architecture: str, channels: int, outputs: int) -> FeatureNetw
         if not first.weight.is_meta:
             nn.init.kaiming_normal_(first.weight, mode="fan_out")
     return net
+
+
+def read_state(weights: Path) -> dict[str, Tensor]:
+    """The tensors of a stage's network from its weights file, under torchvision's names."""
+    tensors = load_file(weights).items()
+    return {key.removeprefix("network."): tensor for key, tensor in tensors if key.startswith("network.")}
 
 
 def load_state(net: FeatureNetwork, state: dict[str, Tensor]) -> None:

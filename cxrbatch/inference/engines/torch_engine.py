@@ -16,12 +16,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state
+from cxrbatch.inference.engines.networks import FeatureNetwork, build_network, load_state, read_state
 from cxrbatch.inference.engines.protocol import Network
 from cxrbatch.inference.model_spec import ModelSpec
 
@@ -88,14 +87,9 @@ class TorchEngine:
 
 def load_network(stage: ModelSpec) -> FeatureNetwork:
     """The stage's network in eval mode, float32 on the CPU, batch norm folded."""
-    state = {
-        key.removeprefix("network."): tensor
-        for key, tensor in load_file(stage.weights).items()
-        if key.startswith("network.")
-    }
     with torch.device("meta"):  # no random weights: drawing them takes seconds
         net = build_network(stage.architecture, stage.channels, len(stage.classes))
-    load_state(net, state)
+    load_state(net, read_state(stage.weights))
     _fold_batch_norm(net.eval())
     return net
 
