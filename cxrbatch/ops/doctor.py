@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from rich.console import Console
 from rich.text import Text
 
 from cxrbatch.decoding.memory import worker_memory_mib
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.ops.key_file import identifiers_of, key_file_of
+from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.settings import Settings
 from cxrbatch.store.connection import parse_url, sqlite_file
 
@@ -37,7 +37,7 @@ def run_doctor(settings: Settings) -> ExitCode:
         ("store", _store),
         ("privacy", _privacy),
     ]
-    console = Console(highlight=False, soft_wrap=True)
+    console = to_stdout()
     worst: set[Health] = set()
     for name, check in checks:
         try:
@@ -46,7 +46,7 @@ def run_doctor(settings: Settings) -> ExitCode:
             lines = [("bad", str(fatal))]
         for health, sentence in lines:
             mark, colour = _MARKS[health]
-            console.print(Text.assemble((mark, colour), f"  {name:9} ", sentence))
+            console.print(Text.assemble((mark, colour), f"  {name:9} ", sentence), soft_wrap=True)
             worst.add(health)
     return ExitCode.FATAL if "bad" in worst else ExitCode.OK
 
