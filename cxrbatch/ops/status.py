@@ -180,7 +180,7 @@ def _details(console: Console, status: Status) -> None:
         row("daemons", "none (`cxrbatch watch` starts one)")
     for daemon in status.daemons:
         lives = "alive" if daemon.age_s <= ALIVE_S else f"silent for {_ago(daemon.age_s)}"
-        since = f"{daemon.started_at:%Y-%m-%d %H:%M}"
+        since = f"{daemon.started_at:%Y-%m-%d %H:%M} UTC"
         row("daemon", f"{lives}, {plain(daemon.host)}, since {since}, {daemon.processed:,} files")
         for root in daemon.roots:
             walked = f"walked {_ago(time.time() - root['last_walk'])} ago" if root["last_walk"] else "not walked yet"
