@@ -33,16 +33,11 @@ from cxrbatch.inference.engines.openvino_graph import mobilenet_v2  # noqa: E402
 if _shut:
     del sys.modules[_CONVERTER]
 
-__all__ = ["OpenVinoEngine", "cache_folder"]
+__all__ = ["OpenVinoEngine"]
 
 _PART = 4  # images: larger parts gain nothing on a CPU
 _LARGEST_BATCH = 64
 _CONVERSION = 3  # increase when the conversion changes, also its grids
-
-
-def cache_folder() -> Path:
-    """The folder of converted networks: $XDG_CACHE_HOME/cxrbatch or ~/.cache/cxrbatch. It may be deleted any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrbatch"
 
 
 class OpenVinoEngine:
@@ -95,21 +90,30 @@ class OpenVinoEngine:
 
     def _model(self, stage: ModelSpec) -> Any:
         """The converted network, from the cache if it is there; the cache file is written atomically."""
-        kept = cache_folder() / f"{_key(stage)}.xml"
         try:
-            return self._core.read_model(kept)
-        except RuntimeError:  # missing or damaged: build it
+            return self._core.read_model(_kept(stage))
+        except RuntimeError:  # missing or damaged, or the user has no home: build it
             model = _convert(stage)
         try:
+            kept = _kept(stage)
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
                 made = Path(folder) / kept.name
                 openvino.save_model(model, made, compress_to_fp16=False)
                 os.replace(made.with_suffix(".bin"), kept.with_suffix(".bin"))
                 os.replace(made, kept)
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: OpenVINO's, of a full disk
             pass  # it cannot be cached: the next start converts again
         return model
+
+
+def _kept(stage: ModelSpec) -> Path:
+    """The converted network in $XDG_CACHE_HOME/cxrbatch or ~/.cache/cxrbatch, which may be deleted at any time.
+
+    Raises RuntimeError where the user has no home (an unknown user ID in a container).
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "cxrbatch" / f"{_key(stage)}.xml"
 
 
 def _key(stage: ModelSpec) -> str:
