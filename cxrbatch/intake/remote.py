@@ -39,7 +39,9 @@ def normal_path(path: str) -> str:
     Raises Fatal (exit 2) for a URL that carries a password, and for an empty text, which would be the working folder.
     """
     if not path:
-        raise Fatal("A path is empty (an unset variable of a script?): name it, or write . for this folder.", ExitCode.USAGE)
+        raise Fatal(
+            "A path is empty (an unset variable of a script?): name it, or write . for this folder.", ExitCode.USAGE
+        )
     if not is_remote(path):
         absolute = os.path.abspath(path)
         return absolute[1:] if absolute.startswith("//") else absolute  # two slashes may mean something else in POSIX

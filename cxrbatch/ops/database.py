@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.ops.settings_table import without_password
+from cxrbatch.settings import without_password
 from cxrbatch.store import Store, StoreDown, housekeeping, migrate, only_writer
 from cxrbatch.store.connection import parse_url, sqlite_file
 

@@ -16,9 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cxrbatch.errors import TRANSIENT_REASONS, Fatal, ReasonCode, StoreDown
-from cxrbatch.ops.settings_table import without_password
 from cxrbatch.ops.terminal import plain, to_stdout
-from cxrbatch.settings import Settings
+from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import Store
 from cxrbatch.store.backlog import Backlog, Daemon, read_backlog, read_daemons, read_rates
 from cxrbatch.store.connection import parse_url, sqlite_file

@@ -8,15 +8,19 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.text import Text
 
-__all__ = ["Stderr", "plain", "to_stdout", "user_name"]
+__all__ = ["Stderr", "plain", "tell", "to_stdout", "user_name"]
 
 _WIDTH_OF_A_PIPE = 200  # columns
 
 
-def to_stdout() -> Console:
-    """A console on stdout that does not limit tables to 80 columns if stdout is a pipe."""
-    return _Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
+def to_stdout(*, markup: bool = False) -> Console:
+    """A console on stdout that does not limit tables to 80 columns if stdout is a pipe.
+
+    Without `markup`, brackets in texts are what they are: those of a file name, too.
+    """
+    return _Console(highlight=False, markup=markup, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
 
 
 class _Console(Console):
@@ -44,6 +48,11 @@ class Stderr:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def tell(sentence: str, style: str = "") -> None:
+    """Print a sentence on stderr, whatever is in it: rich would take [brackets] of a file name for markup."""
+    Console(stderr=True).print(Text(plain(sentence), style), soft_wrap=True)
 
 
 def plain(text: str) -> str:

@@ -55,7 +55,9 @@ def parse_url(url: str) -> URL:
         raise Fatal(f"The database URL cannot be read: {_HINT}.", ExitCode.USAGE) from None
     if parsed.password is not None and "@" in f"{parsed.host}/{parsed.database}":
         # Half of it would be taken for the host, and be in every message that names the host.
-        raise Fatal("The password in the database URL has an @: write it as %40, or keep it in ~/.pgpass.", ExitCode.USAGE)
+        raise Fatal(
+            "The password in the database URL has an @: write it as %40, or keep it in ~/.pgpass.", ExitCode.USAGE
+        )
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
