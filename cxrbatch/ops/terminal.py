@@ -18,9 +18,10 @@ _WIDTH_OF_A_PIPE = 200  # columns
 def to_stdout(*, markup: bool = False) -> Console:
     """A console on stdout that does not limit tables to 80 columns if stdout is a pipe.
 
-    Without `markup`, brackets in texts are what they are: those of a file name, too.
+    Without `markup`, a text is printed as it is: a file name may have [brackets] or :x: in it.
     """
-    return _Console(highlight=False, markup=markup, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
+    width = None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE
+    return _Console(highlight=False, markup=markup, emoji=False, width=width)
 
 
 class _Console(Console):
