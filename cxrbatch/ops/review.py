@@ -16,7 +16,7 @@ import uvicorn
 
 from cxrbatch.decoding.memory import worker_memory_mib
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.imaging.limits import Limits
+from cxrbatch.imaging.limits import limits_of
 from cxrbatch.ops.health import Health
 from cxrbatch.ops.terminal import tell, user_name
 from cxrbatch.review.app import create_app, make_templates
@@ -96,9 +96,8 @@ def _monitor(address: str, store: Store, decoder: ImageDecoder) -> Iterator[None
 
 @contextmanager
 def _decoder(settings: Settings) -> Iterator[ImageDecoder]:
-    limits = Limits(settings.max_file_mib, settings.max_pixels_mpx, settings.max_inflated_mib, settings.min_side_px)
     decoder = ImageDecoder(
-        limits,
+        limits_of(settings),
         workers=settings.review_workers,
         timeout_s=settings.decode_timeout_s,
         memory_mib=settings.worker_memory_mib or worker_memory_mib(settings.review_workers),

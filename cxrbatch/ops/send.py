@@ -13,10 +13,11 @@ from rich.text import Text
 from cxrbatch.dicom_out.objects import KINDS, Explain, MadeObject, NotMade, make_objects
 from cxrbatch.dicom_out.send import parse_destination
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.imaging.limits import limits_of
 from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.explainer import Explainer
 from cxrbatch.ops.logs import quieten_libraries
-from cxrbatch.ops.sender import limits_of, sender_of
+from cxrbatch.ops.sender import sender_of
 from cxrbatch.ops.setup import stopping
 from cxrbatch.ops.terminal import tell, to_stdout
 from cxrbatch.output_file import new_file

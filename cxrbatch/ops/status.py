@@ -26,6 +26,7 @@ __all__ = ["Limits", "State", "Status", "judge", "print_status", "read_status"]
 
 ALIVE_S = 90.0  # a daemon writes its heartbeat every 20 s
 _WALK_S = 3600.0  # a folder that was walked longer ago than this, and than twice rescan_s, is not looked after
+_LOW_MIB, _VERY_LOW_MIB = 2048, 512  # free beside a SQLite store
 _MANY_RETRIES = 10  # of more files at once, something is wrong with the folder or this machine
 
 
@@ -44,8 +45,6 @@ class Limits:
 
     warning_age_s: float = 900.0  # of the oldest file that waits
     critical_age_s: float = 3600.0
-    warning_free_mib: int = 2048
-    critical_free_mib: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +110,8 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
         found.append((State.WARNING, f"{retries:,} files could not be read and are tried again{why}"))
     if refused := status.backlog.outbox.get("refused", 0):
         found.append((State.WARNING, f"{refused:,} results were refused by a PACS (`cxrbatch outbox list`)"))
-    if status.free_mib is not None and status.free_mib < limits.warning_free_mib:
-        level = State.CRITICAL if status.free_mib < limits.critical_free_mib else State.WARNING
+    if status.free_mib is not None and status.free_mib < _LOW_MIB:
+        level = State.CRITICAL if status.free_mib < _VERY_LOW_MIB else State.WARNING
         found.append((level, f"{status.free_mib:,} MiB are free beside the store"))
     return found
 
