@@ -9,7 +9,7 @@ from typing import Literal
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.settings import without_password
 from cxrbatch.store import Store, StoreDown, housekeeping, migrate, only_writer
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 
 __all__ = ["backup", "check", "current", "downgrade", "look", "prune", "upgrade"]
 
@@ -62,8 +62,7 @@ def prune(url: str, days: int, *, really: bool, include_reviewed: bool) -> None:
 def look(url: str) -> Iterator[tuple[Literal["ok", "note", "bad"], str]]:
     """The doctor's lines about the store."""
     name = without_password(url)
-    parsed = parse_url(url)
-    if parsed.drivername.startswith("sqlite") and not sqlite_file(parsed).exists():
+    if (file := store_file(url)) and not file.exists():
         yield "ok", f"{name} is not there yet; the first scan makes it"
         return
     try:

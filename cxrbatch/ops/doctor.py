@@ -18,7 +18,7 @@ from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.ops.key_file import identifiers_of, key_file_of
 from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.settings import Settings
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 
 __all__ = ["run_doctor"]
 
@@ -56,17 +56,14 @@ def _machine(settings: Settings) -> Iterator[Line]:
     memory = psutil.virtual_memory()
     workers = settings.workers or cores
     yield "ok", f"{cores} core(s), {memory.total / 2**30:.1f} GiB of memory; {workers} decode worker(s)"
-    url, folder = parse_url(settings.db), Path.cwd()
-    if url.drivername.startswith("sqlite") and sqlite_file(url).parent.is_dir():
-        folder = sqlite_file(url).parent.absolute()
+    store = store_file(settings.db)
+    folder = store.parent.absolute() if store and store.parent.is_dir() else Path.cwd()
     free = shutil.disk_usage(folder).free / 2**30
     yield ("ok" if free > 1 else "bad"), f"{free:.1f} GiB free in {folder}" + ("" if free > 1 else "; make room first")
-    memory_mib, allowed = (
-        settings.worker_memory_mib or worker_memory_mib(workers),
-        resource.getrlimit(resource.RLIMIT_AS),
-    )
-    if allowed[1] != resource.RLIM_INFINITY and allowed[1] < memory_mib * 2**20:
-        yield "note", f"`ulimit -v` leaves {allowed[1] >> 20:,} MiB for a decode worker; {memory_mib:,} are meant"
+    memory_mib = settings.worker_memory_mib or worker_memory_mib(workers)
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if allowed != resource.RLIM_INFINITY and allowed < memory_mib * 2**20:
+        yield "note", f"`ulimit -v` leaves {allowed >> 20:,} MiB for a decode worker; {memory_mib:,} are meant"
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files < 256 + 4 * workers:
         yield "bad", f"only {files} open files allowed; raise `ulimit -n` to 1024"

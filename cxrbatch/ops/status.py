@@ -20,7 +20,7 @@ from cxrbatch.ops.terminal import plain, to_stdout
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import Store
 from cxrbatch.store.backlog import Backlog, Daemon, read_backlog, read_daemons, read_rates
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 
 __all__ = ["Limits", "State", "Status", "judge", "print_status", "read_status"]
 
@@ -68,9 +68,8 @@ def read_status(store: Store, url: str) -> Status:
     """Raises StoreDown."""
     per_hour, _ = read_rates(store, 1)
     per_day, reasons = read_rates(store, 24)
-    parsed, free_mib = parse_url(url), None
-    if parsed.drivername.startswith("sqlite"):
-        free_mib = shutil.disk_usage(sqlite_file(parsed).absolute().parent).free >> 20
+    file = store_file(url)
+    free_mib = shutil.disk_usage(file.absolute().parent).free >> 20 if file else None
     return Status(read_backlog(store), per_hour, per_day, reasons, _current(read_daemons(store)), free_mib)
 
 
