@@ -17,7 +17,7 @@ from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.ops.key_file import identifiers_of, key_file_of
 from cxrbatch.ops.terminal import to_stdout
-from cxrbatch.settings import Settings
+from cxrbatch.settings import Settings, without_password
 from cxrbatch.store.connection import store_file
 
 __all__ = ["run_doctor"]
@@ -99,9 +99,20 @@ def _bundle(settings: Settings) -> Iterator[Line]:
 
 
 def _store(settings: Settings) -> Iterator[Line]:
-    from cxrbatch.ops.database import look
+    from cxrbatch.store import Store, StoreDown, migrate
 
-    yield from look(settings.db)
+    name = without_password(settings.db)
+    if (file := store_file(settings.db)) and not file.exists():
+        yield "ok", f"{name} is not there yet; the first scan makes it"
+        return
+    try:
+        with Store.open(settings.db, may_create=False) as store:
+            files = sum(store.counts().by_state.values())
+            yield "ok", f"{name} at schema {migrate.head()}, {files:,} file(s)"
+            for warning in store.warnings:
+                yield "note", warning
+    except StoreDown as down:
+        yield "bad", str(down)
 
 
 def _privacy(settings: Settings) -> Iterator[Line]:
