@@ -85,7 +85,9 @@ def verify_models(name: str | None, settings: Settings) -> ExitCode:
             if difference is None:
                 found = Text("hash ok; no recorded logits to compare with", "yellow")
             elif difference <= tolerance(stage):
-                found = Text.assemble(("ok", "green"), f"  hash, and logits within {difference:.1g} of the recorded ones")
+                found = Text.assemble(
+                    ("ok", "green"), f"  hash, and logits within {difference:.1g} of the recorded ones"
+                )
             else:
                 differ = (f"logits differ by {difference:.3g}", "red")
                 found = Text.assemble(differ, ": this engine does not compute what was made")

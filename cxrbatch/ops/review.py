@@ -115,7 +115,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.socket(family)
     except (OSError, UnicodeError) as error:  # UnicodeError: "10.0.0..5"
         why = getattr(error, "strerror", None) or "no name is like that"
-        raise Fatal(f"There is no address {host}: {why}.", ExitCode.USAGE) from None
+        raise Fatal(
+            f"There is no address {host} ({why}): name one of this machine with --host.", ExitCode.USAGE
+        ) from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
