@@ -52,7 +52,7 @@ def identifiers_of(settings: Settings, store: Store | None = None) -> Identifier
                 raise Fatal(f"The key file {path} is not a regular file; set id_key_file.")
             key = file.read(_MOST_KEY_BYTES + 1)
     except OSError as error:
-        raise Fatal(f"The key file {path} cannot be read ({error.strerror}); set id_key_file.") from None
+        raise Fatal(f"The key file {path} cannot be read ({error.strerror}): let this user read it.") from None
     if len(key) < _KEY_BYTES:
         raise Fatal(f"The key file {path} holds fewer than {_KEY_BYTES} bytes; restore it, or remove it for a new one.")
     if len(key) > _MOST_KEY_BYTES:

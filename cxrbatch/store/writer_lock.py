@@ -30,10 +30,12 @@ def only_writer(url: str) -> Iterator[None]:
         yield
         return
     store = os.path.realpath(file)
+    lock, folder = store + LOCK_SUFFIX, os.path.dirname(store)
     try:
-        descriptor = os.open(store + LOCK_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        folder = os.path.dirname(store)
+        if os.path.lexists(lock):  # made by another user, such as root in a first trial
+            raise Fatal(f"The lock file {lock} cannot be written ({error.strerror}): let this user write it.") from None
         raise Fatal(
             f"The folder {folder} of the store cannot be written ({error.strerror}): make it or change its "
             "permissions, or name another store with --db."
