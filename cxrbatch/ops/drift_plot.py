@@ -77,7 +77,8 @@ def _scores(axes: Axes, drift: Drift) -> None:
     axes.set_title("distance / its threshold (above 1: drift)", loc="left", fontsize=9)
     found = drift.findings[::-1]
     if not found:
-        return _nothing(axes, f"fewer than {ENOUGH} images")
+        _nothing(axes, f"fewer than {ENOUGH} images")
+        return
     ratios = [finding.score / finding.threshold for finding in found]
     axes.barh(
         [finding.name for finding in found], ratios, color=[_ALARM if x.alarming else _NOW for x in found], height=0.6
