@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-__all__ = ["Figure", "figures_of", "labels_agree", "loop_names"]
+__all__ = ["Figure", "figures_of", "labels_agree"]
 
 Measured = dict[str, Any]  # what one round found of one kind: "scan", "floor" and the loops by name
 
-loop_names = ("batch1", "loader", "process")
+_LOOPS = ("batch1", "loader", "process")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def figures_of(rounds: list[dict[str, Measured]], start: list[Measured]) -> list
     scan_cpu = [_scan_cpu_ms(one["scan"], begun) for one, begun in pairs]
     rss = median(one["scan"]["rss_mib"] for one in rounds)
     figures = [Figure("scan", median(scan_rates), None, median(scan_cpu), None, rss, None)]
-    for name in (*loop_names, "floor"):
+    for name in (*_LOOPS, "floor"):
         each = zip((one[name] for one in rounds), scan_rates, scan_cpu, strict=True)
         ran = [(one, rate, cpu) for one, rate, cpu in each if "failed" not in one]
         if not ran:

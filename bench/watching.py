@@ -39,18 +39,18 @@ def watch_latency(images: Path, files: int, place: Path) -> dict[str, float]:
             if daemon.poll() is not None:
                 raise RuntimeError((place / "watch.txt").read_text())
             time.sleep(0.1)
-        backoff = _drop(sources[:files], incoming, store)
+        waits = _drop(sources[:files], incoming, store)
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait()
-    p50, p99 = np.percentile(backoff, (50, 99)).tolist()
-    return {"files": len(backoff), "quiet_s": _QUIET_S, "p50_s": p50, "p99_s": p99, "max_s": max(backoff)}
+    p50, p99 = np.percentile(waits, (50, 99)).tolist()
+    return {"files": len(waits), "quiet_s": _QUIET_S, "p50_s": p50, "p99_s": p99, "max_s": max(waits)}
 
 
 def _drop(sources: list[str], incoming: Path, store: Path) -> list[float]:
     gaps = random.Random(0)
     closed: dict[str, float] = {}
-    backoff: list[float] = []
+    waits: list[float] = []
     next_drop, left = time.monotonic(), list(sources)
     give_up = time.monotonic() + len(sources) * 2 * _GAP_S + 60
     with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
@@ -64,8 +64,8 @@ def _drop(sources: list[str], incoming: Path, store: Path) -> list[float]:
             now = time.monotonic()
             for (path,) in rows.fetchall():
                 if path in closed:
-                    backoff.append(now - closed.pop(path) - _QUIET_S)
+                    waits.append(now - closed.pop(path) - _QUIET_S)
             time.sleep(0.01)
     if left or closed:  # the longest waits of all: percentiles without them would flatter
         raise RuntimeError(f"{len(left) + len(closed)} of {len(sources)} files had no row in time")
-    return backoff
+    return waits

@@ -139,6 +139,8 @@ def _sentence(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"Unknown setting '{name}'; `cxrbatch config show` lists the ones there are."
+    if first["type"] == "missing":
+        return f"The setting '{name}' is missing."
     given = without_password(repr(first.get("input")))[:_SHOWN_CHARACTERS]
     pattern = first["type"] == "string_pattern_mismatch"
     what = f"write {_WRITTEN[str(first['loc'][-1])]}" if pattern else first["msg"].removeprefix("Value error, ")

@@ -245,7 +245,7 @@ def test_a_store_goes_one_step_back_as_the_help_says(tmp_path: Path) -> None:
     migrate.upgrade(url)
     done = cxrbatch("--db", url, "db", "downgrade", "-1", "--yes", cwd=tmp_path)
     assert (done.returncode, migrate.current(url)) == (0, f"{int(migrate.head()) - 1:04}"), done.stderr
-    one_sentence(cxrbatch("--db", url, "db", "downgrade", "--typo", "--yes", cwd=tmp_path), 1, "--typo")
+    one_sentence(cxrbatch("--db", url, "db", "downgrade", "--typo", "--yes", cwd=tmp_path), 2, "--typo")
     one_sentence(cxrbatch("--db", url, "db", "downgrade", "base", cwd=tmp_path), 2, "db backup FILE")
     with only_writer(url):  # as a watch of the version before
         for moves in (["upgrade"], ["downgrade", "-1", "--yes"]):
@@ -254,6 +254,12 @@ def test_a_store_goes_one_step_back_as_the_help_says(tmp_path: Path) -> None:
     migrate.upgrade(url)
     with only_writer(url):
         assert cxrbatch("--db", url, "db", "upgrade", cwd=tmp_path).returncode == 0, "there is nothing to do"
+
+
+def test_a_lock_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store.db.lock").mkdir()  # even root cannot write it
+    with pytest.raises(Fatal, match=r"The lock file .*store\.db\.lock"), only_writer(f"sqlite:///{tmp_path}/store.db"):
+        raise AssertionError
 
 
 def test_drop_keeps_no_study_date() -> None:

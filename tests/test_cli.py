@@ -31,10 +31,13 @@ def test_a_command_whose_extra_is_not_installed_says_which(module: str, tmp_path
     )
 
 
-def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m cxrbatch config show | head -1"
-    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=tmp_path)
-    assert run.stderr == ""
+@pytest.mark.parametrize(
+    ("command", "code"), [("{} config show | true", 0), ("{} scna 2>/dev/full", 2)], ids=["stdout", "stderr"]
+)
+def test_a_reader_that_leaves_early_is_no_error(command: str, code: int, tmp_path: Path) -> None:
+    whole = "export PYTHONUNBUFFERED=1; " + command.format(f"{sys.executable} -m cxrbatch")
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", whole], capture_output=True, text=True, cwd=tmp_path)
+    assert (run.returncode, run.stderr) == (code, "")
 
 
 @pytest.mark.parametrize("how", ["exec >&- 2>&- <&-", "export PYTHONIOENCODING=ascii"])

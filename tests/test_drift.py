@@ -224,6 +224,7 @@ def test_the_command_on_both_stores(store_url: str, tmp_path: Path, monkeypatch:
         drift = measure_drift(store, without, False, recent)
         assert (drift.n, drift.days, drift.baseline_n) == (180, 3, 20 * 60) and not drift.enough
         fill(store, bundle, 3, 3, 0.6, now)
+        fill(store, load_bundle("alveoli"), 6, 1, 0.6, now)  # its rejections belong to it, as its scores do
         drift = measure_drift(store, without, False, recent)
         assert drift.enough and drift.alarming == ["confidence_ks"]
         assert measure_drift(store, without, False, replace(before, since=NOW - timedelta(days=17))).alarming == []

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +48,21 @@ def test_it_gives_what_torch_gives_for_any_batch_and_caches_what_it_compiled(bun
     before = cached.stat().st_mtime_ns
     np.testing.assert_array_equal(first, OpenVinoEngine().load(bundle.disease)(model_inputs[:1])[0])
     assert cached.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("why", ["full", "homeless"])
+def test_a_conversion_that_cannot_be_kept_is_used(bundle: Bundle, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "homeless":
+        for variable in ("XDG_CACHE_HOME", "HOME"):
+            monkeypatch.delenv(variable)
+        monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # EFBIG, as ENOSPC of a full disk
+    try:
+        OpenVinoEngine().load(bundle.disease)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_trained_networks_give_what_torch_gives(bundle: Bundle) -> None:

@@ -63,6 +63,16 @@ def test_no_row_is_a_sentence_and_not_a_bare_heading(tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout) == (0, "No row matches.\n")
 
 
+def test_brackets_in_a_name_are_shown(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/x/[old]/a:x:[/b].dcm", "COVID19")])
+    assert "/x/[old]/a:x:[/b].dcm " in CliRunner().invoke(app, ["--db", url, "results"]).stdout
+    exported = CliRunner().invoke(app, ["--db", url, "export", f"{tmp_path}/a[b].csv"])
+    assert f"1 row(s) in {tmp_path}/a[b].csv\n" in exported.stderr
+
+
 def test_a_file_that_is_gone_is_shown_as_missing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 's.db'}"
     with Store.open(url) as store:

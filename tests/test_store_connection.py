@@ -44,6 +44,7 @@ from store_images import begin, found, scored_file
         ("sqlite:////dev/null/store.db", "not there"),
         ("postgresql://u:secret@127.0.0.1:1/d", "Postgres at 127.0.0.1 cannot take this now"),
         ("postgres://u:secret@name.invalid/d", "Postgres at name.invalid cannot take this now"),
+        ("postgres://u:my@secret@127.0.0.1:1/d", "write it as %40"),
     ],
 )
 def test_what_cannot_be_opened_is_one_sentence_without_the_password(url: str, sentence: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -18,6 +19,7 @@ from cxrbatch.cli import admin, models, operate, run, sending
 from cxrbatch.cli.options import options
 from cxrbatch.cli.review import audit, review
 from cxrbatch.errors import ExitCode, Fatal, StoreDown
+from cxrbatch.ops.terminal import Stderr, plain
 
 __all__ = ["app", "main"]
 
@@ -74,40 +76,45 @@ _EXTRAS = {
 def main() -> None:
     """The entry point: Fatal becomes one sentence on stderr and its exit code."""
     _provide_streams()
+    code = _run()
     try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()  # here, where a full disk can still be reported
+        sys.stdout.flush()  # here, where a full disk can still be reported
+    except BrokenPipeError:
+        _drop_standard_output()
+    except OSError as error:
+        code = _not_whole(error)
+    sys.exit(code)
+
+
+def _run() -> int | str | None:
+    """The exit code of the command. typer itself raises SystemExit when it ends."""
+    try:
+        app()
+    except SystemExit as end:
+        # typer says 1 of each broken pipe, but `cxrbatch results | head` has all that it wants.
+        return ExitCode.OK if isinstance(end.__context__, BrokenPipeError) and _nobody_reads() else end.code
     except Fatal as fatal:
         _complain(str(fatal))
-        sys.exit(fatal.exit_code)
+        return fatal.exit_code
     except StoreDown as down:
         _complain(f"{str(down).rstrip('.')}. Start it, wait for it, or name another store with --db.")
-        sys.exit(ExitCode.FATAL)
     except ModuleNotFoundError as missing:
         extra = _EXTRAS.get((missing.name or "").partition(".")[0])
         if extra is None:
             raise
         _complain(f"This command needs an extra: pip install 'cxrbatch[{extra}]'.")
-        sys.exit(ExitCode.FATAL)
     except MemoryError:
         _complain("There is not enough memory; what is committed is kept, and the same command goes on from there.")
-        sys.exit(ExitCode.FATAL)
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # `cxrbatch results | head`
-        _drop_standard_output()
-        sys.exit(ExitCode.OK)
+        return ExitCode.INTERRUPTED
     except OSError as error:  # an output folder that is missing, full or not writable
         if error.filename is not None:
             _complain(f"{error.filename} cannot be used ({error.strerror}): check it, or name another.")
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            _drop_standard_output()
-            _complain(f"What was to be printed or written is not whole ({error.strerror}): make room for it.")
+            return _not_whole(error)
         else:
             raise
-        sys.exit(ExitCode.FATAL)
+    return ExitCode.FATAL
 
 
 def _provide_streams() -> None:
@@ -120,6 +127,20 @@ def _provide_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stderr = cast(TextIO, Stderr(sys.stderr))
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe without a reader."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)
+    return bool(stdout.poll(0))
+
+
+def _not_whole(error: OSError) -> ExitCode:
+    _drop_standard_output()
+    _complain(f"What was to be printed or written is not whole ({error.strerror}): make room for it.")
+    return ExitCode.FATAL
 
 
 def _drop_standard_output() -> None:
@@ -128,7 +149,5 @@ def _drop_standard_output() -> None:
 
 
 def _complain(sentence: str) -> None:
-    from cxrbatch.ops.terminal import plain
-
     text = Text.assemble(("cxrbatch: ", "red"), plain(sentence))
     Console(stderr=True).print(text, highlight=False, soft_wrap=True)

@@ -68,7 +68,7 @@ def evaluate(
 
     result = evaluate(find_bundle(bundle), data, out, split=split, without_sources=without_source or ())
     if not options.quiet:
-        print_report(result, to_stdout())
+        print_report(result, to_stdout(markup=True))
 
 
 @app.command()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["Limits"]
+if TYPE_CHECKING:  # decode processes need no settings
+    from cxrbatch.settings import Settings
+
+__all__ = ["Limits", "limits_of"]
 
 _MIB = 1024 * 1024
 
@@ -29,3 +33,8 @@ class Limits:
     @property
     def max_pixels(self) -> int:
         return int(self.max_pixels_mpx * 1_000_000)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits that the settings have."""
+    return Limits(settings.max_file_mib, settings.max_pixels_mpx, settings.max_inflated_mib, settings.min_side_px)

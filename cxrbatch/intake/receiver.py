@@ -243,7 +243,9 @@ def receive(
                 )
             )
         except OSError as error:
-            raise Fatal(f"The receiver cannot listen on {listen.host}:{listen.port}: {error.strerror}.") from None
+            raise Fatal(
+                f"The receiver cannot listen on {listen.host}:{listen.port} ({error.strerror}): name another HOST:PORT."
+            ) from None
         yield receiving
 
 

@@ -93,7 +93,7 @@ def end_run(daemon: Daemon, job_queue: JobQueue) -> None:
         log.info("stopped", done=daemon.counts.labels.total(), rejected=daemon.counts.rejected.total(), held=released)
 
 
-def start_watchers(daemon: Daemon, job_queue: JobQueue, stack: ExitStack) -> None:
+def start_watchers(daemon: Daemon, job_queue: JobQueue, stack: ExitStack, retry: RetryPolicy) -> None:
     settings = daemon.settings
     wanted = wanted_of(settings)
     for root in daemon.roots:
@@ -107,7 +107,7 @@ def start_watchers(daemon: Daemon, job_queue: JobQueue, stack: ExitStack) -> Non
             FolderState(root, wanted, settings.quiet_s, inodes_tell=not trigger.silent, mount_points=_mount_points),
             Schedule(settings.rescan_s, poll_s=settings.poll_s, events=armed),
             job_queue,
-            retry=RetryPolicy(forever=True, stop=daemon.stop),
+            retry=retry,
             work_available=daemon.work_available,
             log_event=log.warning,
             fail=daemon.fail,

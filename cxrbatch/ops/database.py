@@ -1,17 +1,13 @@
-"""`cxrbatch db …`, and the doctor's check of the store."""
+"""`cxrbatch db …`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.ops.settings_table import without_password
-from cxrbatch.store import Store, StoreDown, housekeeping, migrate, only_writer
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store import Store, housekeeping, migrate, only_writer
 
-__all__ = ["backup", "check", "current", "downgrade", "look", "prune", "upgrade"]
+__all__ = ["backup", "check", "current", "downgrade", "prune", "upgrade"]
 
 
 def upgrade(url: str, revision: str) -> None:
@@ -57,20 +53,3 @@ def prune(url: str, days: int, *, really: bool, include_reviewed: bool) -> None:
     said = "Forgotten" if really else "Would be forgotten (add --yes to do it)"
     reviews = f", {pruned.reviews:,} review(s)" if include_reviewed else ""
     print(f"{said}: {pruned.files:,} file(s), {pruned.images:,} content(s){reviews}.")
-
-
-def look(url: str) -> Iterator[tuple[Literal["ok", "note", "bad"], str]]:
-    """The doctor's lines about the store."""
-    name = without_password(url)
-    parsed = parse_url(url)
-    if parsed.drivername.startswith("sqlite") and not sqlite_file(parsed).exists():
-        yield "ok", f"{name} is not there yet; the first scan makes it"
-        return
-    try:
-        with Store.open(url, may_create=False) as store:
-            files = sum(store.counts().by_state.values())
-            yield "ok", f"{name} at schema {migrate.head()}, {files:,} file(s)"
-            for warning in store.warnings:
-                yield "note", warning
-    except (Fatal, StoreDown) as error:
-        yield "bad", str(error)

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from rich.console import Console
 from rich.text import Text
 
 from cxrbatch.decoding.memory import worker_memory_mib
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.ops.key_file import identifiers_of, key_file_of
-from cxrbatch.settings import Settings
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.ops.terminal import to_stdout
+from cxrbatch.settings import Settings, without_password
+from cxrbatch.store.connection import store_file
 
 __all__ = ["run_doctor"]
 
@@ -37,7 +37,7 @@ def run_doctor(settings: Settings) -> ExitCode:
         ("store", _store),
         ("privacy", _privacy),
     ]
-    console = Console(highlight=False, soft_wrap=True)
+    console = to_stdout()
     worst: set[Health] = set()
     for name, check in checks:
         try:
@@ -46,7 +46,7 @@ def run_doctor(settings: Settings) -> ExitCode:
             lines = [("bad", str(fatal))]
         for health, sentence in lines:
             mark, colour = _MARKS[health]
-            console.print(Text.assemble((mark, colour), f"  {name:9} ", sentence))
+            console.print(Text.assemble((mark, colour), f"  {name:9} ", sentence), soft_wrap=True)
             worst.add(health)
     return ExitCode.FATAL if "bad" in worst else ExitCode.OK
 
@@ -56,17 +56,14 @@ def _machine(settings: Settings) -> Iterator[Line]:
     memory = psutil.virtual_memory()
     workers = settings.workers or cores
     yield "ok", f"{cores} core(s), {memory.total / 2**30:.1f} GiB of memory; {workers} decode worker(s)"
-    url, folder = parse_url(settings.db), Path.cwd()
-    if url.drivername.startswith("sqlite") and sqlite_file(url).parent.is_dir():
-        folder = sqlite_file(url).parent.absolute()
+    store = store_file(settings.db)
+    folder = store.parent.absolute() if store and store.parent.is_dir() else Path.cwd()
     free = shutil.disk_usage(folder).free / 2**30
     yield ("ok" if free > 1 else "bad"), f"{free:.1f} GiB free in {folder}" + ("" if free > 1 else "; make room first")
-    memory_mib, allowed = (
-        settings.worker_memory_mib or worker_memory_mib(workers),
-        resource.getrlimit(resource.RLIMIT_AS),
-    )
-    if allowed[1] != resource.RLIM_INFINITY and allowed[1] < memory_mib * 2**20:
-        yield "note", f"`ulimit -v` leaves {allowed[1] >> 20:,} MiB for a decode worker; {memory_mib:,} are meant"
+    memory_mib = settings.worker_memory_mib or worker_memory_mib(workers)
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if allowed != resource.RLIM_INFINITY and allowed < memory_mib * 2**20:
+        yield "note", f"`ulimit -v` leaves {allowed >> 20:,} MiB for a decode worker; {memory_mib:,} are meant"
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files < 256 + 4 * workers:
         yield "bad", f"only {files} open files allowed; raise `ulimit -n` to 1024"
@@ -102,9 +99,20 @@ def _bundle(settings: Settings) -> Iterator[Line]:
 
 
 def _store(settings: Settings) -> Iterator[Line]:
-    from cxrbatch.ops.database import look
+    from cxrbatch.store import Store, StoreDown, migrate
 
-    yield from look(settings.db)
+    name = without_password(settings.db)
+    if (file := store_file(settings.db)) and not file.exists():
+        yield "ok", f"{name} is not there yet; the first scan makes it"
+        return
+    try:
+        with Store.open(settings.db, may_create=False) as store:
+            files = sum(store.counts().by_state.values())
+            yield "ok", f"{name} at schema {migrate.head()}, {files:,} file(s)"
+            for warning in store.warnings:
+                yield "note", warning
+    except StoreDown as down:
+        yield "bad", str(down)
 
 
 def _privacy(settings: Settings) -> Iterator[Line]:

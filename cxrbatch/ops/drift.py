@@ -81,12 +81,12 @@ def print_drift(settings: Settings, span: Span, *, as_json: bool, png: Path | No
 def _print(drift: Drift) -> None:
     console = to_stdout()
     span = f"{drift.span.since:%Y-%m-%d %H:%M} to {drift.span.until:%Y-%m-%d %H:%M} UTC"
-    console.print(f"{drift.n:,} images of {drift.days} day(s), {span}, {plain(drift.cascade)}", highlight=False)
-    console.print(f"compared with {drift.baseline_n:,} images: {plain(drift.baseline)}", highlight=False)
+    console.print(f"{drift.n:,} images of {drift.days} day(s), {span}, {plain(drift.cascade)}")
+    console.print(f"compared with {drift.baseline_n:,} images: {plain(drift.baseline)}")
     if drift.reads:
         low, high = wilson(drift.overrides, drift.reads)
         share = f"{100 * drift.overrides / drift.reads:.1f} % ({100 * low:.1f}-{100 * high:.1f} %)"
-        console.print(f"readers differ in {share} of {drift.reads:,} blinded reads of random rounds", highlight=False)
+        console.print(f"readers differ in {share} of {drift.reads:,} blinded reads of random rounds")
     if not drift.enough:
         console.print(f"Not enough images: {ENOUGH} are the least that can be compared.", style="yellow")
         return

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cxrbatch.ops.drift_comparison import Drift
-from cxrbatch.ops.drift_statistics import NUMBERS
+from cxrbatch.ops.drift_statistics import ENOUGH, NUMBERS
 from cxrbatch.output_file import earlier_plot, new_file
 from cxrbatch.training.reference import REFUSED, Histogram, Reference
 
@@ -43,10 +43,7 @@ def plot_drift(drift: Drift, reference: Reference | None, target: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
         else:
-            why = drift.not_compared.get(f"{name}_ks", "not known")
-            axes.text(0.5, 0.5, why, ha="center", va="center", fontsize=9, color=_BEFORE, transform=axes.transAxes)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            _nothing(axes, drift.not_compared.get(f"{name}_ks", "not known"))
     for axes in plots.values():
         axes.tick_params(labelsize=8)
         for side in ("top", "right"):
@@ -79,11 +76,20 @@ def _mix(labels: NDArray[np.str_]) -> dict[str, float]:
 def _scores(axes: Axes, drift: Drift) -> None:
     axes.set_title("distance / its threshold (above 1: drift)", loc="left", fontsize=9)
     found = drift.findings[::-1]
+    if not found:
+        _nothing(axes, f"fewer than {ENOUGH} images")
+        return
     ratios = [finding.score / finding.threshold for finding in found]
     axes.barh(
         [finding.name for finding in found], ratios, color=[_ALARM if x.alarming else _NOW for x in found], height=0.6
     )
     axes.axvline(1, color=_ALARM, linewidth=1)
+
+
+def _nothing(axes: Axes, why: str) -> None:
+    axes.text(0.5, 0.5, why, ha="center", va="center", fontsize=9, color=_BEFORE, transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def _steps(axes: Axes, values: NDArray[np.float64], colour: str, name: str) -> None:

@@ -18,11 +18,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from sqlalchemy import select
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.ops.terminal import plain
+from cxrbatch.ops.terminal import tell
 from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, text_to_path
@@ -68,14 +67,10 @@ def export_dataset(settings: Settings, directory: Path, actor: str) -> None:
             write_audit(store, actor, "exported", detail=f"dataset of {counts.total()} image(s) to {directory}")
     finally:
         shutil.rmtree(part, ignore_errors=True)  # of a full disk, or Ctrl-C: copies of images in a hidden folder
-    said = Console(stderr=True, highlight=False)
-    said.print(f"{counts.total():,} image(s) in {plain(str(directory))}: ", end="")
-    said.print(", ".join(f"{number:,} {label}" for label, number in sorted(counts.items())))
+    labels = ", ".join(f"{number:,} {label}" for label, number in sorted(counts.items()))
+    tell(f"{counts.total():,} image(s) in {directory}: {labels}")
     if problems:
-        said.print(
-            f"{problems:,} image(s) were left out: their files are gone, have changed or lie in a bucket.",
-            style="yellow",
-        )
+        tell(f"{problems:,} image(s) were left out: their files are gone, have changed or lie in a bucket.", "yellow")
 
 
 def _write_dataset(store: Store, part: Path) -> tuple[Counter[str], int]:
@@ -158,7 +153,7 @@ def export_audit(settings: Settings, file: Path, since: datetime | None, actor: 
                 number += 1
             out.detach()  # what the wrapper owns is closed by `new_file`
         write_audit(store, actor, "exported", detail=f"audit trail, {number} entries")
-    Console(stderr=True, highlight=False).print(f"{number:,} entries in {plain(str(file))}")
+    tell(f"{number:,} entries in {file}")
 
 
 def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, review_share: float = 0.25) -> None:

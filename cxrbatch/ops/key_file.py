@@ -13,7 +13,7 @@ from cxrbatch.errors import Fatal
 from cxrbatch.failpoints import failpoint
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 
 __all__ = ["identifiers_of", "key_file_of"]
 
@@ -23,9 +23,8 @@ _MOST_KEY_BYTES = 4096
 
 def key_file_of(settings: Settings) -> Path:
     """The path of the key. A relative id_key_file is relative to a SQLite store's folder, not the working folder."""
-    path, url = Path(settings.id_key_file), parse_url(settings.db)
-    beside = sqlite_file(url).parent if url.drivername.startswith("sqlite") else Path()
-    return (beside / path).absolute()
+    store = store_file(settings.db)
+    return ((store.parent if store else Path()) / settings.id_key_file).absolute()
 
 
 def identifiers_of(settings: Settings, store: Store | None = None) -> Identifiers:
@@ -53,7 +52,7 @@ def identifiers_of(settings: Settings, store: Store | None = None) -> Identifier
                 raise Fatal(f"The key file {path} is not a regular file; set id_key_file.")
             key = file.read(_MOST_KEY_BYTES + 1)
     except OSError as error:
-        raise Fatal(f"The key file {path} cannot be read ({error.strerror}); set id_key_file.") from None
+        raise Fatal(f"The key file {path} cannot be read ({error.strerror}): let this user read it.") from None
     if len(key) < _KEY_BYTES:
         raise Fatal(f"The key file {path} holds fewer than {_KEY_BYTES} bytes; restore it, or remove it for a new one.")
     if len(key) > _MOST_KEY_BYTES:

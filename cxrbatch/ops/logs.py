@@ -12,9 +12,8 @@ import sys
 import threading
 import warnings
 from collections.abc import MutableMapping
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal
 
 import structlog
 
@@ -47,7 +46,7 @@ def listen_to_everything(format: Literal["console", "json"], level: int = loggin
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -69,23 +68,6 @@ def quieten_libraries() -> None:
         library = logging.getLogger(name)
         library.handlers[:], library.propagate = [logging.NullHandler()], False
     warnings.simplefilter("ignore")
-
-
-class _Stderr:
-    """stderr, of which nobody need be left: its disk is full, or the terminal or the reader of the pipe is gone.
-
-    The work does not end for want of a log.
-    """
-
-    def write(self, text: str) -> None:
-        if sys.stderr is not None:
-            with suppress(OSError, ValueError):
-                sys.stderr.write(text)
-
-    def flush(self) -> None:
-        if sys.stderr is not None:
-            with suppress(OSError, ValueError):
-                sys.stderr.flush()
 
 
 def _uncaught(kind: type[BaseException], trace: TracebackType | None) -> None:

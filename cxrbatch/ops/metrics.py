@@ -7,6 +7,7 @@ same in every daemon on that store: add it up with `max`, never with `sum`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -226,13 +227,10 @@ class _UnexpectedErrors(Collector):
         yield CounterMetricFamily("cxrbatch_unexpected_errors", meaning, value=unexpected.total())
 
 
-def _filled(metric: M, values: dict[str, Iterable[str]]) -> M:
+def _filled(metric: M, values: Mapping[str, Iterable[str]]) -> M:
     """The metric with every series of its labels' values, at zero."""
-    combinations: list[list[str]] = [[]]
-    for names in [list(names) for names in values.values()]:
-        combinations = [[*before, name] for before in combinations for name in names]
     if values:
-        for combination in combinations:
+        for combination in itertools.product(*values.values()):
             metric.labels(*combination)
     return metric
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 from cxrbatch.errors import ExitCode
 from cxrbatch.inference.bundle import Bundle, load_bundle, shipped_bundles
@@ -82,11 +83,14 @@ def verify_models(name: str | None, settings: Settings) -> ExitCode:
         for stage in bundle.stages:
             difference = largest_difference(stage, engine)
             if difference is None:
-                prediction = "[yellow]hash ok; no recorded logits to compare with[/yellow]"
+                found = Text("hash ok; no recorded logits to compare with", "yellow")
             elif difference <= tolerance(stage):
-                prediction = f"[green]ok[/green]  hash, and logits within {difference:.1g} of the recorded ones"
+                found = Text.assemble(
+                    ("ok", "green"), f"  hash, and logits within {difference:.1g} of the recorded ones"
+                )
             else:
-                prediction = f"[red]logits differ by {difference:.3g}[/red]: this engine does not compute what was made"
+                differ = (f"logits differ by {difference:.3g}", "red")
+                found = Text.assemble(differ, ": this engine does not compute what was made")
                 code = ExitCode.BUNDLE_UNUSABLE
-            console.print(f"{bundle.name} {bundle.version}  {stage.role:8} {prediction}", highlight=False)
+            console.print(f"{bundle.name} {bundle.version}  {stage.role:8}", found)
     return code

@@ -159,11 +159,11 @@ class StoreFigures:
     disks: Mapping[str, Callable[[], int | None]]  # free bytes by label: "store", "root0", ...
     tasks: Sequence[Callable[[], None]] = ()
 
-    def run(self, stop: threading.Event, every_s: float = _EVERY_S) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Until `stop` is set."""
         while not stop.is_set():
             self.refresh()
-            stop.wait(every_s)
+            stop.wait(_EVERY_S)
 
     def refresh(self) -> None:
         """One round: disks, tasks, queue, reviews."""

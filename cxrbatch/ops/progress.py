@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from rich.console import Console, Group
@@ -91,7 +91,8 @@ def _tally(counts: Counts) -> Text:
 def print_summary(console: Console, summary: ScanSummary) -> None:
     """The closing table on a terminal; elsewhere one JSON object."""
     if not console.is_terminal:
-        console.file.write(json.dumps(asdict(summary)) + "\n")
+        with suppress(BrokenPipeError):  # the exit code still says how it ended
+            console.file.write(json.dumps(asdict(summary)) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="dim", show_footer=True, footer_style="bold")
     table.add_column("label", footer="files")

@@ -21,7 +21,7 @@ from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import JobQueue, path_to_text
 from cxrbatch.store.backlog import write_heartbeat
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 from cxrbatch.store.drift import Span
 
 __all__ = ["ProgressLog", "Reporter", "show_root", "store_outage"]
@@ -61,9 +61,8 @@ class Reporter:
         """Free space by label. A watcher looks at its own folder: a share that hangs must not silence this thread."""
         disks: dict[str, Callable[[], int | None]] = {}
         disks |= {f"root{index}": partial(_free, watcher) for index, watcher in enumerate(self.watchers)}
-        url = parse_url(self.settings.db)
-        if url.drivername.startswith("sqlite"):
-            disks["store"] = partial(free_bytes, str(sqlite_file(url).absolute().parent))
+        if store := store_file(self.settings.db):
+            disks["store"] = partial(free_bytes, str(store.absolute().parent))
         return disks
 
     def _say_alive(self) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode
 from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.progress import NOT_A_DIAGNOSIS
-from cxrbatch.ops.terminal import plain, to_stdout
+from cxrbatch.ops.terminal import plain, tell, to_stdout
 from cxrbatch.ops.trace import is_path
 from cxrbatch.ops.trail import note_export
 from cxrbatch.settings import Settings
@@ -78,7 +77,7 @@ def export_results(settings: Settings, file: str, under: str | None) -> None:
     with Store.open(settings.db, may_create=False, read_only=True) as store:
         number = write(file, store.results(roots=_folder(under)))
     note_export(settings, f"{number} row(s) to {file}")
-    Console(stderr=True).print(f"{number:,} row(s) in {plain(file)}", highlight=False)
+    tell(f"{number:,} row(s) in {file}")
 
 
 def show_one(settings: Settings, what: str) -> None:

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import uvicorn
-from rich.console import Console
 
 from cxrbatch.decoding.memory import worker_memory_mib
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.imaging.limits import Limits
+from cxrbatch.imaging.limits import limits_of
 from cxrbatch.ops.health import Health
-from cxrbatch.ops.terminal import user_name
+from cxrbatch.ops.terminal import tell, user_name
 from cxrbatch.review.app import create_app, make_templates
 from cxrbatch.review.auth import check_new_password, hash_password
 from cxrbatch.review.decoding import ImageDecoder
@@ -58,12 +57,11 @@ def run_review(settings: Settings, host: str, port: int, metrics: str = "") -> E
             user = user_name()
             state = State(settings, store, decoder, heat_maps, make_templates(), key, user)
             address = _address(host, listener.getsockname()[1])
-            console = Console(stderr=True, highlight=False, soft_wrap=True)
-            console.print(f"Open {address}" + (f"/enter?key={key}" if key else ""), markup=False)
+            tell(f"Open {address}" + (f"/enter?key={key}" if key else ""))
             if key:
-                console.print(f"The store has no users: whoever has this address reads as {user}.", markup=False)
+                tell(f"The store has no users: whoever has this address reads as {user}.")
             elif not _is_loopback(host):
-                console.print("Passwords travel in clear over http: put a proxy with TLS in front.", style="yellow")
+                tell("Passwords travel in clear over http: put a proxy with TLS in front.", "yellow")
             config = uvicorn.Config(
                 create_app(state), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5
             )
@@ -98,9 +96,8 @@ def _monitor(address: str, store: Store, decoder: ImageDecoder) -> Iterator[None
 
 @contextmanager
 def _decoder(settings: Settings) -> Iterator[ImageDecoder]:
-    limits = Limits(settings.max_file_mib, settings.max_pixels_mpx, settings.max_inflated_mib, settings.min_side_px)
     decoder = ImageDecoder(
-        limits,
+        limits_of(settings),
         workers=settings.review_workers,
         timeout_s=settings.decode_timeout_s,
         memory_mib=settings.worker_memory_mib or worker_memory_mib(settings.review_workers),
@@ -118,7 +115,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.socket(family)
     except (OSError, UnicodeError) as error:  # UnicodeError: "10.0.0..5"
         why = getattr(error, "strerror", None) or "no name is like that"
-        raise Fatal(f"There is no address {host}: {why}.", ExitCode.USAGE) from None
+        raise Fatal(
+            f"There is no address {host} ({why}): name one of this machine with --host.", ExitCode.USAGE
+        ) from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -32,7 +32,7 @@ from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.pipeline import Context, Counts, Sink, find_changed, scan, walk
 from cxrbatch.settings import Settings
 from cxrbatch.store import FileState, Reprocess, RetryPolicy, Run, Store, only_writer
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 from cxrbatch.store.export import check_writable, write_csv, write_jsonl, write_parquet
 
 __all__ = ["Exports", "run_scan"]
@@ -151,8 +151,7 @@ def _why_left(folder: str, unmounted: bool) -> str:
 def _dry_run(url: str, roots: Sequence[str], wanted: Wanted, cascade_key: str, reprocess: Reprocess) -> bool:
     """Count the files that would be read, by name only; does not create a store. Returns whether there is any file."""
     counts, found = Counts(), discover(roots, wanted)
-    parsed = parse_url(url)
-    if parsed.drivername.startswith("sqlite") and not sqlite_file(parsed).exists():
+    if (file := store_file(url)) and not file.exists():
         changed = sum(1 for _ in found)
     else:
         with Store.open(url, may_create=False, read_only=True) as store:

@@ -7,19 +7,19 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cxrbatch.dicom_out.objects import KINDS, Explain, MadeObject, NotMade, make_objects
 from cxrbatch.dicom_out.send import parse_destination
 from cxrbatch.errors import ExitCode, Fatal
+from cxrbatch.imaging.limits import limits_of
 from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.explainer import Explainer
 from cxrbatch.ops.logs import quieten_libraries
-from cxrbatch.ops.sender import limits_of, sender_of
+from cxrbatch.ops.sender import sender_of
 from cxrbatch.ops.setup import stopping
-from cxrbatch.ops.terminal import to_stdout
+from cxrbatch.ops.terminal import tell, to_stdout
 from cxrbatch.output_file import new_file
 from cxrbatch.own_objects import MANUFACTURER
 from cxrbatch.settings import SendTo, Settings
@@ -54,7 +54,7 @@ def export_dicom(settings: Settings, folder: Path, under: str | None, *, quiet: 
         others = not_dicom(store.engine, roots)
     _refuse_without_dicom(written + sum(reasons.values()), others)
     if not quiet:
-        _tell(f"{written:,} object(s) in {folder}", reasons, others)
+        _tell_all(f"{written:,} object(s) in {folder}", reasons, others)
     return ExitCode.SOME_REJECTED if reasons else ExitCode.OK
 
 
@@ -91,9 +91,9 @@ def run_send(settings: Settings, to: str, under: str | None, *, quiet: bool = Fa
         words += f", {warned:,} of them stored with a warning (`cxrbatch outbox list` has its status)" if warned else ""
         words += f", {waiting:,} wait for another try" if waiting else ""
         words += f", {refused:,} refused (`cxrbatch outbox list` says why)" if refused else ""
-        _tell(words, {}, others)
+        _tell_all(words, {}, others)
         if unreachable:
-            _tell("The destination does not answer: check its address, and send again.", {}, 0)
+            tell("The destination does not answer: check its address, and send again.")
     if caught:
         return ExitCode.INTERRUPTED
     return ExitCode.SOME_REJECTED if waiting or refused else ExitCode.OK
@@ -166,18 +166,12 @@ def _refuse_without_dicom(dicom: int, others: int) -> None:
         raise Fatal("None of these images came as DICOM: without a study there is nothing to file a result in.")
 
 
-def _tell(words: str, reasons: dict[str, int], others: int) -> None:
-    console = Console(stderr=True)
-    console.print(words, highlight=False, soft_wrap=True)
+def _tell_all(words: str, reasons: dict[str, int], others: int) -> None:
+    tell(words)
     for why, number in reasons.items():
-        console.print(f"{number:,} image(s) left out: {why}", style="yellow", highlight=False, soft_wrap=True)
+        tell(f"{number:,} image(s) left out: {why}", "yellow")
     if others:
-        console.print(
-            f"{others:,} image(s) left out: they came as PNG, JPEG or TIFF and have no study.",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell(f"{others:,} image(s) left out: they came as PNG, JPEG or TIFF and have no study.", "yellow")
 
 
 def _write(folder: Path, sha256: str, made: MadeObject) -> None:

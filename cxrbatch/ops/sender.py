@@ -9,14 +9,14 @@ from datetime import datetime
 from cxrbatch.dicom_out.objects import Explain, NotMade, make_objects
 from cxrbatch.dicom_out.send import Destination, Sending, open_destination, parse_destination
 from cxrbatch.failpoints import failpoint
-from cxrbatch.imaging.limits import Limits
+from cxrbatch.imaging.limits import Limits, limits_of
 from cxrbatch.settings import SendTo, Settings
 from cxrbatch.store import Backoff, RetryPolicy, Store
 from cxrbatch.store.outbox import Answer, Outbox, OutboxItem
 from cxrbatch.store.outbox_schema import SUPERSEDED, OutboxState
 from cxrbatch.store.reported import Selection
 
-__all__ = ["Round", "Sender", "destination_of", "limits_of", "selection_of", "sender_of"]
+__all__ = ["Round", "Sender", "destination_of", "selection_of", "sender_of"]
 
 _IN_HAND = 8  # objects of one claim
 
@@ -111,10 +111,6 @@ def destination_of(to: SendTo) -> Destination:
 
 def selection_of(to: SendTo, roots: tuple[str, ...] = (), changed_since: datetime | None = None) -> Selection:
     return Selection(tuple(to.decisions), tuple(to.labels), to.reviewed_only, roots, changed_since)
-
-
-def limits_of(settings: Settings) -> Limits:
-    return Limits(settings.max_file_mib, settings.max_pixels_mpx, settings.max_inflated_mib, settings.min_side_px)
 
 
 def sender_of(

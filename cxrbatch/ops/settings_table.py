@@ -1,4 +1,4 @@
-"""`cxrbatch config show`."""
+"""`cxrbatch config show | check`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.settings_sources import sources
 
-__all__ = ["check_settings", "print_settings", "without_password"]
+__all__ = ["check_settings", "print_settings"]
 
 
 def print_settings(settings: Settings, config: Path | None, flags: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ def print_settings(settings: Settings, config: Path | None, flags: dict[str, Any
         table.add_column(heading, overflow="fold")
     for name, value in settings.model_dump().items():
         table.add_row(name, without_password(str(value)), where[name])
-    to_stdout().print(table, markup=False)
+    to_stdout().print(table)
 
 
 def check_settings(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.key_file import key_file_of
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import CascadeIdentity, Run, Store
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 from cxrbatch.store.writer_lock import LOCK_SUFFIX
 
 __all__ = ["begin_run", "engine_description", "identity_of", "stopping", "wanted_of"]
@@ -57,9 +57,8 @@ def wanted_of(settings: Settings, exports: Sequence[str] = ()) -> Wanted:
     """Which names are included; our own store, key file and exports are not, even inside a scanned folder."""
     ours = [normal_path(path) for path in exports]
     ours += [normal_path(str(key_file_of(settings)))]
-    url = parse_url(settings.db)
-    if url.drivername.startswith("sqlite"):
-        database = normal_path(str(sqlite_file(url)))
+    if store := store_file(settings.db):
+        database = normal_path(str(store))
         ours += [database + suffix for suffix in ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)]
     return Wanted(tuple(settings.include), tuple(settings.exclude), tuple(settings.ignore_suffixes), frozenset(ours))
 

@@ -16,17 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from cxrbatch.errors import TRANSIENT_REASONS, Fatal, ReasonCode, StoreDown
-from cxrbatch.ops.settings_table import without_password
 from cxrbatch.ops.terminal import plain, to_stdout
-from cxrbatch.settings import Settings
+from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import Store
 from cxrbatch.store.backlog import Backlog, Daemon, read_backlog, read_daemons, read_rates
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 
 __all__ = ["Limits", "State", "Status", "judge", "print_status", "read_status"]
 
 ALIVE_S = 90.0  # a daemon writes its heartbeat every 20 s
 _WALK_S = 3600.0  # a folder that was walked longer ago than this, and than twice rescan_s, is not looked after
+_LOW_MIB, _VERY_LOW_MIB = 2048, 512  # free beside a SQLite store
 _MANY_RETRIES = 10  # of more files at once, something is wrong with the folder or this machine
 
 
@@ -45,8 +45,6 @@ class Limits:
 
     warning_age_s: float = 900.0  # of the oldest file that waits
     critical_age_s: float = 3600.0
-    warning_free_mib: int = 2048
-    critical_free_mib: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,8 @@ def read_status(store: Store, url: str) -> Status:
     """Raises StoreDown."""
     per_hour, _ = read_rates(store, 1)
     per_day, reasons = read_rates(store, 24)
-    parsed, free_mib = parse_url(url), None
-    if parsed.drivername.startswith("sqlite"):
-        free_mib = shutil.disk_usage(sqlite_file(parsed).absolute().parent).free >> 20
+    file = store_file(url)
+    free_mib = shutil.disk_usage(file.absolute().parent).free >> 20 if file else None
     return Status(read_backlog(store), per_hour, per_day, reasons, _current(read_daemons(store)), free_mib)
 
 
@@ -112,8 +109,8 @@ def judge(status: Status, limits: Limits, now: float | None = None) -> list[tupl
         found.append((State.WARNING, f"{retries:,} files could not be read and are tried again{why}"))
     if refused := status.backlog.outbox.get("refused", 0):
         found.append((State.WARNING, f"{refused:,} results were refused by a PACS (`cxrbatch outbox list`)"))
-    if status.free_mib is not None and status.free_mib < limits.warning_free_mib:
-        level = State.CRITICAL if status.free_mib < limits.critical_free_mib else State.WARNING
+    if status.free_mib is not None and status.free_mib < _LOW_MIB:
+        level = State.CRITICAL if status.free_mib < _VERY_LOW_MIB else State.WARNING
         found.append((level, f"{status.free_mib:,} MiB are free beside the store"))
     return found
 
@@ -180,7 +177,7 @@ def _details(console: Console, status: Status) -> None:
         row("daemons", "none (`cxrbatch watch` starts one)")
     for daemon in status.daemons:
         lives = "alive" if daemon.age_s <= ALIVE_S else f"silent for {_ago(daemon.age_s)}"
-        since = f"{daemon.started_at:%Y-%m-%d %H:%M}"
+        since = f"{daemon.started_at:%Y-%m-%d %H:%M} UTC"
         row("daemon", f"{lives}, {plain(daemon.host)}, since {since}, {daemon.processed:,} files")
         for root in daemon.roots:
             walked = f"walked {_ago(time.time() - root['last_walk'])} ago" if root["last_walk"] else "not walked yet"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from cxrbatch.errors import Fatal
-from cxrbatch.ops.terminal import user_name
+from cxrbatch.ops.terminal import tell, user_name
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store, StoreDown
 from cxrbatch.store.review_images import write_audit
@@ -23,5 +21,4 @@ def note_export(settings: Settings, what: str) -> None:
         with Store.open(settings.db, may_create=False) as store:
             write_audit(store, user_name(), "exported", detail=what)
     except (Fatal, StoreDown):
-        why = "This export is not in the audit trail: the store cannot be written."
-        Console(stderr=True, highlight=False).print(why, style="yellow")
+        tell("This export is not in the audit trail: the store cannot be written.", "yellow")

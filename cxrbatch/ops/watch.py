@@ -126,7 +126,7 @@ def _run_daemon(daemon: Daemon, heartbeat: Heartbeat) -> None:
         stack.callback(daemon.finished.set)
         stack.callback(daemon.stop.set)
         start_lease_threads(daemon, job_queue)
-        start_watchers(daemon, job_queue, stack)
+        start_watchers(daemon, job_queue, stack, retry)
         show_figures(daemon, job_queue, stack)
         if settings.listen:
             start_receiver(daemon, stack)

@@ -25,7 +25,7 @@ from cxrbatch.decoding.memory import worker_memory_mib
 from cxrbatch.deidentify import Identifiers
 from cxrbatch.errors import Rejected
 from cxrbatch.failpoints import failpoint
-from cxrbatch.imaging.limits import Limits
+from cxrbatch.imaging.limits import limits_of
 from cxrbatch.inference.bundle import Bundle
 from cxrbatch.inference.cascade import Cascade
 from cxrbatch.inference.engines.protocol import InferenceEngine
@@ -132,15 +132,9 @@ def _with_heartbeat(batches: Iterator[list[Outcome]], heartbeat: Callable[[], No
 def _decode(files: Iterator[FoundFile] | Iterator[FoundFile | None], context: Context) -> Iterator[Outcome | None]:
     settings = context.settings
     workers = settings.workers or os.cpu_count() or 1
-    limits = Limits(
-        max_file_mib=settings.max_file_mib,
-        max_pixels_mpx=settings.max_pixels_mpx,
-        max_inflated_mib=settings.max_inflated_mib,
-        min_side_px=settings.min_side_px,
-    )
     return decode_all(
         files,
-        DecodeFile(context.bundle.input_specs, limits, context.identifiers, settings.exact, context.roots),
+        DecodeFile(context.bundle.input_specs, limits_of(settings), context.identifiers, settings.exact, context.roots),
         workers=workers,
         timeout_s=settings.decode_timeout_s,
         memory_mib=settings.worker_memory_mib or worker_memory_mib(workers),

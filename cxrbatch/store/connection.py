@@ -23,7 +23,7 @@ from cxrbatch.errors import ExitCode, Fatal, StoreDown
 from cxrbatch.mounts import MOUNTINFO, is_shared, mount_of, read_mounts
 from cxrbatch.store.database_errors import translated
 
-__all__ = ["StoreDown", "connect", "make_engine", "network_warning", "parse_url", "sqlite_file"]
+__all__ = ["StoreDown", "connect", "make_engine", "network_warning", "parse_url", "store_file"]
 
 _BUSY_S = 30  # how long a writer waits for another one, and on Postgres every statement for a lock
 _FROZEN_S = 60  # how long Postgres waits for the next statement of a transaction that writes
@@ -53,6 +53,11 @@ def parse_url(url: str) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise Fatal(f"The database URL cannot be read: {_HINT}.", ExitCode.USAGE) from None
+    if parsed.password is not None and "@" in f"{parsed.host}/{parsed.database}":
+        # Half of it would be taken for the host, and be in every message that names the host.
+        raise Fatal(
+            "The password in the database URL has an @: write it as %40, or keep it in ~/.pgpass.", ExitCode.USAGE
+        )
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
@@ -67,6 +72,12 @@ def parse_url(url: str) -> URL:
 def sqlite_file(url: URL) -> Path:
     """The file of a SQLite URL."""
     return Path(str(url.database))
+
+
+def store_file(url: str) -> Path | None:
+    """The file of a SQLite store; None of Postgres. Raises Fatal for a URL that is of neither."""
+    parsed = parse_url(url)
+    return sqlite_file(parsed) if parsed.drivername.startswith("sqlite") else None
 
 
 def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) -> Engine:

@@ -43,7 +43,10 @@ def _sqlite(error: StatementError, path: str, busy_s: float) -> Fatal | StoreDow
     if "disk i/o" in message:
         return StoreDown(f"The store {path} cannot be read or written: its disk reports errors (disk I/O error).")
     if "readonly" in message or "unable to open" in message:
-        return Fatal(f"The store {path} cannot be opened for writing: check its folder and permissions.")
+        return Fatal(
+            f"The store {path} cannot be opened for writing: this user must be allowed to write it, the files beside "
+            "it (-wal, -shm) and their folder."
+        )
     if "not a database" in message or "disk image is malformed" in message:
         return Fatal(f"{path} is damaged or no SQLite store: restore a backup.")
     if "no such table" in message or "no such column" in message:

@@ -33,12 +33,12 @@ class Span:
 def read_outcomes(store: Store, cascade_id: int, span: Span, limit: int) -> Sequence[Any]:
     """Rows (processed_at, label, confidence, ood_score, grey_mean, gate_probability) of files with a final outcome.
 
-    Of what this cascade scored in `span`, and of rejected files (label None). Copies of a content count once. The
-    newest `limit` rows. Raises StoreDown.
+    Of what this cascade scored in `span`, and of files that its runs rejected (label None). Copies of a content count
+    once. The newest `limit` rows. Raises StoreDown.
     """
     # The || keeps SQLite from the index that goes by the state: a span of days is a small part of the store.
     state = files.c.state.concat("")
-    rejected = state == str(FileState.REJECTED)
+    rejected = sa.and_(state == str(FileState.REJECTED), files.c.cascade_id == cascade_id)
     scored = sa.and_(
         state == str(FileState.DONE),
         files.c.cascade_id == cascade_id,

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 
 from cxrbatch.errors import Fatal
 from cxrbatch.store import migrate
-from cxrbatch.store.connection import connect, make_engine, parse_url, sqlite_file
+from cxrbatch.store.connection import connect, make_engine, store_file
 from cxrbatch.store.review_schema import (
     reads,
     review_leases,
@@ -50,8 +50,8 @@ def backup(url: str, target: Path) -> None:
 
     Raises Fatal for Postgres (use its own tool), or if the file exists or cannot be written.
     """
-    parsed = parse_url(url)
-    if not parsed.drivername.startswith("sqlite"):
+    store = store_file(url)
+    if store is None:
         raise Fatal("A Postgres store is backed up by Postgres: pg_dump --format=custom --file=FILE DATABASE.")
     make_engine(url).dispose()  # raises Fatal if the store cannot be opened
     if os.path.lexists(target):
@@ -59,7 +59,7 @@ def backup(url: str, target: Path) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")  # not that of another backup to this name
     try:
         part.unlink(missing_ok=True)
-        with closing(sqlite3.connect(sqlite_file(parsed), isolation_level=None)) as connection:
+        with closing(sqlite3.connect(store, isolation_level=None)) as connection:
             connection.execute("VACUUM INTO ?", (os.fspath(part),))
         with part.open("rb") as file:
             os.fsync(file.fileno())

@@ -117,17 +117,18 @@ def demand_head(connection: Connection) -> None:
         return
     if found is None and not is_empty(connection):
         raise Fatal(_FOREIGN)
-    if found is None:
-        state = "is empty"
-    elif found in _steps():
-        state = f"is at schema {found}, and this program needs {head()}"
-    else:
+    _demand_known(found)
+    state = "is empty" if found is None else f"is at schema {found}, and this program needs {head()}"
+    raise Fatal(f"The store {state}: run `cxrbatch db upgrade`.", ExitCode.STORE_NOT_AT_HEAD)
+
+
+def _demand_known(found: str | None) -> None:
+    if found is not None and found not in _steps():
         raise Fatal(
             f"The store is at schema {found}, which is newer than this program (schema {head()}): "
             "upgrade cxrbatch, or name another store with --db.",
             ExitCode.STORE_NOT_AT_HEAD,
         )
-    raise Fatal(f"The store {state}: run `cxrbatch db upgrade`.", ExitCode.STORE_NOT_AT_HEAD)
 
 
 def drift(connection: Connection) -> list[str]:
@@ -182,12 +183,14 @@ def _run(step: Literal["upgrade", "downgrade"], connection: Connection, revision
     from alembic import command
     from alembic.util import CommandError
 
+    _demand_known(current_of(connection))
     config = _config()
     config.attributes["connection"] = connection
     try:
         getattr(command, step)(config, revision)
     except CommandError as error:
-        raise Fatal(f"The store cannot be moved to schema {revision!r}: {error}.") from error
+        why = f"The store cannot be moved to schema {revision!r} ({error}): write head, base, -1, or 0001 to {head()}."
+        raise Fatal(why, ExitCode.USAGE) from error
 
 
 def _config() -> Config:

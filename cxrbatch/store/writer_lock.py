@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.store.connection import parse_url, sqlite_file
+from cxrbatch.store.connection import store_file
 
 __all__ = ["LOCK_SUFFIX", "only_writer"]
 
@@ -25,15 +25,17 @@ def only_writer(url: str) -> Iterator[None]:
 
     Raises Fatal (exit 11) if another program holds it, and Fatal (exit 1) if the lock file cannot be created.
     """
-    parsed = parse_url(url)
-    if not parsed.drivername.startswith("sqlite"):
+    file = store_file(url)
+    if file is None:
         yield
         return
-    store = os.path.realpath(sqlite_file(parsed))
+    store = os.path.realpath(file)
+    lock, folder = store + LOCK_SUFFIX, os.path.dirname(store)
     try:
-        descriptor = os.open(store + LOCK_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        folder = os.path.dirname(store)
+        if os.path.lexists(lock):  # made by another user, such as root in a first trial
+            raise Fatal(f"The lock file {lock} cannot be written ({error.strerror}): let this user write it.") from None
         raise Fatal(
             f"The folder {folder} of the store cannot be written ({error.strerror}): make it or change its "
             "permissions, or name another store with --db."

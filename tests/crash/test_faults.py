@@ -191,17 +191,20 @@ def test_postgres_stopped_for_a_while(
 def test_a_disk_that_is_full_under_the_store(
     new_place: Callable[[str], Place], undisturbed: dict[str, tuple[Any, ...]]
 ) -> None:
-    """The daemon waits; once there is room again, everything gets its row."""
+    """The daemon says so, also where only its watcher has something to write, and waits until there is room again."""
     place = new_place("sqlite")
-    disk = place.cwd / "disk"
+    disk, outside = place.cwd / "disk", place.cwd / "outside"
+    place.incoming.rename(outside)
     with small_disk(disk):
         place.url = f"sqlite:///{disk}/store.db"
-        assert place.run("upgrade", command="db") == 0
+        daemon = place.start(CXRBATCH_TRUNCATED_TRIES="1")
+        place.wait(lambda: "ready" in place.log, daemon)
         ballast = disk / "ballast"
         with suppress(OSError), open(ballast, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        daemon = place.start(CXRBATCH_TRUNCATED_TRIES="1")
+        for path in outside.iterdir():
+            path.rename(place.incoming / path.name)
         place.wait(lambda: "store_down" in place.log, daemon)
         time.sleep(2)
         assert daemon.poll() is None and place.log.count("store_down") <= 3

@@ -37,17 +37,12 @@ from cxrbatch.inference.engines.openvino_graph import mobilenet_v2  # noqa: E402
 if _shut:
     del sys.modules[_CONVERTER]
 
-__all__ = ["OpenVinoEngine", "cache_folder"]
+__all__ = ["OpenVinoEngine"]
 
 _PART = 4  # images: larger parts gain nothing on a CPU
 _LARGEST_BATCH = 64
 _CONVERSION = 4  # increase when the conversion changes, also its grids
 _DIGEST = 32  # bytes of a SHA-256
-
-
-def cache_folder() -> Path:
-    """The folder of compiled networks: $XDG_CACHE_HOME/cxrbatch or ~/.cache/cxrbatch. It may be deleted any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxrbatch"
 
 
 class OpenVinoEngine:
@@ -80,11 +75,10 @@ class OpenVinoEngine:
             "NUM_STREAMS": self._threads,
             "INFERENCE_NUM_THREADS": self._threads,
         }
-        cached = cache_folder() / f"{_key(stage)}.blob"
-        compiled = self._cached(cached, settings)
+        compiled = self._cached(stage, settings)
         if compiled is None:
             compiled = self._core.compile_model(_convert(stage), "CPU", settings)
-            _write(cached, compiled.export_model().getvalue())
+            _write(stage, compiled.export_model().getvalue())
         requests = [compiled.create_infer_request() for _ in range(self._threads)]
 
         def run(model_inputs: NDArray[np.uint8], /) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -102,27 +96,34 @@ class OpenVinoEngine:
 
         return run
 
-    def _cached(self, file: Path, settings: dict[str, Any]) -> Any:
-        """The compiled network in this cache file; None where it is missing, damaged or refused."""
+    def _cached(self, stage: ModelSpec, settings: dict[str, Any]) -> Any:
+        """The compiled network in the cache; None where it is missing, damaged or refused."""
         try:
-            data = file.read_bytes()
-        except OSError:
-            return None
-        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-            return None
-        try:
+            data = _cache_file(stage).read_bytes()
+            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+                return None
             return self._core.import_model(io.BytesIO(data[_DIGEST:]), "CPU", settings)
-        except RuntimeError:
+        except (OSError, RuntimeError):
             return None
 
 
-def _write(file: Path, compiled: bytes) -> None:
-    with suppress(OSError):  # it cannot be cached: the next start compiles again
+def _write(stage: ModelSpec, compiled: bytes) -> None:
+    with suppress(OSError, RuntimeError):  # it cannot be cached: the next start compiles again
+        file = _cache_file(stage)
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             part = Path(folder) / file.name
             part.write_bytes(hashlib.sha256(compiled).digest() + compiled)
             os.replace(part, file)
+
+
+def _cache_file(stage: ModelSpec) -> Path:
+    """The compiled network in $XDG_CACHE_HOME/cxrbatch or ~/.cache/cxrbatch, which may be deleted at any time.
+
+    Raises RuntimeError where the user has no home (an unknown user ID in a container).
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "cxrbatch" / f"{_key(stage)}.blob"
 
 
 def _key(stage: ModelSpec) -> str:
