@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cxrbatch.inference.decision import REVIEW_FLAGS
 from cxrbatch.review.work_list import NOT_DISEASE_LABELS, REASONS
 from cxrbatch.settings import Settings
 from cxrbatch.store import RESULT_COLUMNS
+from cxrbatch.training.recipes import load_recipe
 from cxrbatch.training.report import percent
 
 ROOT = Path(__file__).parent.parent
@@ -86,12 +88,26 @@ def test_the_rows_in_the_readme_are_those_of_the_demo(tmp_path: Path, monkeypatc
     assert sum(row["decision"] == "reported" for row in phantoms) == 2
 
 
-def test_the_settings_in_the_documents_are_valid() -> None:
+def test_the_settings_and_recipes_in_the_documents_are_valid(tmp_path: Path) -> None:
     for document in ROOT.glob("docs/**/*.md"):
         for block in re.findall(r"^```toml\n(.*?)^```", document.read_text(), re.M | re.S):
             given = tomllib.loads(block)
             if given.keys() <= Settings.model_fields.keys():
                 Settings.model_validate(given)
+            elif "role" in given:
+                (tmp_path / "recipe.toml").write_text(block)
+                load_recipe(tmp_path / "recipe.toml")
+
+
+def test_the_shipped_gate_can_be_copied_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/howto/own-model.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    shutil.copytree(SHIPPED / "covid3", tmp_path / "my-bundle")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    mine, gate = load_bundle(tmp_path / "my-bundle"), load_bundle("default").gate
+    assert mine.gate is not None and gate is not None and mine.gate.manifest == gate.manifest
+    assert mine.disease.classes == load_bundle("covid3").disease.classes
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
