@@ -129,6 +129,15 @@ def test_pixels_md_says_which_quality_flags_send_an_image_to_review() -> None:
     assert flags - set(re.findall(r"`(\w+)`", excepted)) == REVIEW_FLAGS
 
 
+def test_contributing_has_every_module() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text().split("All files of")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([\w/]+)(?:\.py)?`", page))
+    files = {str(p.relative_to(ROOT / "cxrbatch").with_suffix("")) for p in (ROOT / "cxrbatch").rglob("*.py")}
+    assert not set(re.findall(r"`([\w/]+)\.py`", page)) - files
+    hidden = {f for f in files if f.startswith("samples/") or f.split("/")[-1].startswith("__")}
+    assert not {f for f in files - hidden if f not in named and f.split("/")[-1] not in named}
+
+
 def test_contributing_names_modules_of_dicom_out_that_are_there() -> None:
     (row,) = re.findall(r"^\| `dicom_out/` \| (.*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     there = {path.stem for path in (ROOT / "cxrbatch/dicom_out").glob("[a-z]*.py")}
