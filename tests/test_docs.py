@@ -146,8 +146,12 @@ def test_contributing_names_modules_of_dicom_out_that_are_there() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/models.md", "docs/model-history.md"]
-    + [str(p.relative_to(ROOT)) for p in ROOT.glob("docs/howto/*.md")],
+    [
+        "README.md",
+        "docs/models.md",
+        "docs/model-history.md",
+        *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/howto/*.md")),
+    ],
 )
 def test_commands_in_the_documents_exist_with_the_options_they_use(document: str) -> None:
     commands = re.findall(rf"cxrbatch ((?:{VERBS})\b[^`\n#;|)]*)", (ROOT / document).read_text())
