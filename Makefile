@@ -26,6 +26,7 @@ lint: ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 demo: ## install, then scan 27 synthetic files to demo/out.csv
+	@test -x $(VENV_DEMO)/bin/cxrbatch || echo "Installing into $(VENV_DEMO), PyTorch too: some minutes, up to 6 GB."
 	test -x $(VENV_DEMO)/bin/cxrbatch || ($(PYTHON) -m venv $(VENV_DEMO) && \
 	  $(VENV_DEMO)/bin/pip install --quiet --disable-pip-version-check '.[review]')
 	$(VENV_DEMO)/bin/cxrbatch samples demo/incoming

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cxrbatch.inference.decision import REVIEW_FLAGS
 from cxrbatch.review.work_list import NOT_DISEASE_LABELS, REASONS
 from cxrbatch.settings import Settings
 from cxrbatch.store import RESULT_COLUMNS
+from cxrbatch.training.recipes import load_recipe
 from cxrbatch.training.report import percent
 
 ROOT = Path(__file__).parent.parent
@@ -86,12 +88,26 @@ def test_the_rows_in_the_readme_are_those_of_the_demo(tmp_path: Path, monkeypatc
     assert sum(row["decision"] == "reported" for row in phantoms) == 2
 
 
-def test_the_settings_in_the_documents_are_valid() -> None:
+def test_the_settings_and_recipes_in_the_documents_are_valid(tmp_path: Path) -> None:
     for document in ROOT.glob("docs/**/*.md"):
         for block in re.findall(r"^```toml\n(.*?)^```", document.read_text(), re.M | re.S):
             given = tomllib.loads(block)
             if given.keys() <= Settings.model_fields.keys():
                 Settings.model_validate(given)
+            elif "role" in given:
+                (tmp_path / "recipe.toml").write_text(block)
+                load_recipe(tmp_path / "recipe.toml")
+
+
+def test_the_shipped_gate_can_be_copied_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/howto/own-model.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    shutil.copytree(SHIPPED / "covid3", tmp_path / "my-bundle")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    mine, gate = load_bundle(tmp_path / "my-bundle"), load_bundle("default").gate
+    assert mine.gate is not None and gate is not None and mine.gate.manifest == gate.manifest
+    assert mine.disease.classes == load_bundle("covid3").disease.classes
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
@@ -111,6 +127,15 @@ def test_pixels_md_says_which_quality_flags_send_an_image_to_review() -> None:
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     flags = {flag for row in rows for flag in re.findall(r"`(\w+)`", row)}
     assert flags - set(re.findall(r"`(\w+)`", excepted)) == REVIEW_FLAGS
+
+
+def test_contributing_has_every_module() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text().split("All files of")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([\w/]+)(?:\.py)?`", page))
+    files = {str(p.relative_to(ROOT / "cxrbatch").with_suffix("")) for p in (ROOT / "cxrbatch").rglob("*.py")}
+    assert not set(re.findall(r"`([\w/]+)\.py`", page)) - files
+    hidden = {f for f in files if f.startswith("samples/") or f.split("/")[-1].startswith("__")}
+    assert not {f for f in files - hidden if f not in named and f.split("/")[-1] not in named}
 
 
 def test_contributing_names_modules_of_dicom_out_that_are_there() -> None:
@@ -133,7 +158,7 @@ def test_commands_in_the_documents_exist_with_the_options_they_use(document: str
     for command in commands:
         words = command.split()
         groups = ("models", "db", "config", "outbox", "review", "audit")
-        verb = words[:2] if words[0] in groups and len(words) > 1 else words[:1]
+        verb = words[:2] if words[0] in groups and words[1:] and words[1][0] != "-" else words[:1]
         shown = CliRunner().invoke(app, [*verb, "--help"], terminal_width=200, color=False)
         assert shown.exit_code == 0, f"{document}: cxrbatch {command}"
         for option in re.findall(r"(--[a-z-]+)", command):

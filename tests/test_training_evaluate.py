@@ -150,7 +150,9 @@ def test_a_margin_makes_label_sets_larger_and_changes_nothing_else(data: Path, b
     assert (said["coverage"], said["coverage_of_split"]) == (0.9, 0.99)
 
 
-def test_test_images_choose_nothing(data: Path, bundle: Path, tmp_path: Path) -> None:
+def test_test_images_choose_nothing(
+    data: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import shutil
 
     other = tmp_path / "other"
@@ -158,6 +160,9 @@ def test_test_images_choose_nothing(data: Path, bundle: Path, tmp_path: Path) ->
     for image in (other / "test").rglob("*.png"):
         Image.fromarray(draw(1, np.random.default_rng(9))).save(image)
     calibrate(bundle, data)
+    stage = load_bundle(bundle).disease
+    told = f"temperature 1 -> {stage.temperature:.4g}, threshold 0.5 -> {stage.threshold:.4g}"
+    assert told in capsys.readouterr().out
     twin = make_bundle(tmp_path / "twin")
     calibrate(twin, other)
     assert load_bundle(bundle).disease.weights.read_bytes() == load_bundle(twin).disease.weights.read_bytes()

@@ -24,7 +24,7 @@ from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.training import backbones
 from cxrbatch.training.backbones import freeze, start_network
-from cxrbatch.training.checkpoint import Progress
+from cxrbatch.training.checkpoint import Progress, load_checkpoint
 from cxrbatch.training.fit import train
 from cxrbatch.training.recipes import Schedule
 from cxrbatch.training.schedules import learning_rate_of, watch_plateau
@@ -138,6 +138,21 @@ def test_a_trial_of_an_epoch_is_not_gone_on_from(
     train(recipe, images, tmp_path / "bundle")
     printed = capsys.readouterr().out
     assert "starts anew" in printed and "epoch 1/3" in printed
+
+
+def test_a_limit_holds_for_what_an_epoch_draws_and_a_trial_with_it_is_not_gone_on_from(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    balanced = 'batch = 8\nsampling = "balanced"\nsamples = 72'
+    recipe = write_recipe(tmp_path / "r.toml", ("batch = 8", balanced), ("epochs = 2", "epochs = 1"))
+    train(recipe, images, tmp_path / "bundle", limit=24)  # as many as there are, so only the draws are fewer
+    assert _steps(tmp_path / "bundle") == 3
+    train(recipe, images, tmp_path / "bundle")
+    assert "starts anew" in capsys.readouterr().out and _steps(tmp_path / "bundle") == 9
+
+
+def _steps(bundle: Path) -> int:
+    return load_checkpoint(bundle / "training/disease-checkpoint.safetensors")[0].step
 
 
 def test_a_bundle_in_the_current_folder_has_that_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write, or to add a stage to.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="About so many images of each split: to try it.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="About so many images a split and an epoch: to try it.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs a phase: to try it.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where a run that was killed stopped.")] = True,
     without_source: Annotated[

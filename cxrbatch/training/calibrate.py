@@ -74,7 +74,7 @@ def calibrate(
     """
     if split == "test":
         raise Fatal("Test images choose nothing: calibrate on val, or on a split of your own.", ExitCode.USAGE)
-    load_bundle(bundle)  # before anything is written
+    old = load_bundle(bundle).disease  # before anything is written
     part = bundle / ".part"
     with changing(bundle):
         shutil.rmtree(part, ignore_errors=True)
@@ -87,6 +87,9 @@ def calibrate(
             take_over(part, bundle)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    new = load_bundle(bundle).disease
+    print(f"{bundle}: temperature {old.temperature:g} -> {new.temperature:.4g}, ", end="")
+    print(f"threshold {old.threshold:g} -> {new.threshold:.4g}")
 
 
 def _calibrate(

@@ -26,6 +26,7 @@ class Progress:
     data_sha256: str
     pretrained: str = ""  # the first weights
     phases: list[int] = field(default_factory=list)  # epochs planned in each
+    limit: int | None = None  # of a trial: it draws fewer images an epoch
     epoch: int = 0  # epochs done
     step: int = 0  # steps done
     best_loss: float = float("inf")
@@ -37,7 +38,7 @@ class Progress:
 
     def same_run(self, other: Progress) -> bool:
         """Whether both belong to the same run, so that training can continue from either."""
-        mine, its = ((p.recipe_sha256, p.data_sha256, p.pretrained, p.phases) for p in (self, other))
+        mine, its = ((p.recipe_sha256, p.data_sha256, p.pretrained, p.phases, p.limit) for p in (self, other))
         return mine == its
 
 

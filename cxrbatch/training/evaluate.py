@@ -77,7 +77,7 @@ def evaluate(
         if scores.unreadable:
             result.setdefault("unreadable", []).extend([f.path.as_posix(), why] for f, why in scores.unreadable)
     if not kept:
-        raise Fatal(f"{data} has no readable image in a split '{split}'.")
+        raise Fatal(f"{data} has no readable image of the split '{split}': put some into {data / split}/<class>/.")
     for name, scores in kept.items():
         result["sets"][name] = measure(scores, loaded.disease.classes, draws)
     if out is not None:

@@ -30,7 +30,7 @@ from cxrbatch.training.mixstyle import mixstyle
 from cxrbatch.training.optimisation import make_optimiser, move_average, training_device
 from cxrbatch.training.preparation import Prepared, prepare
 from cxrbatch.training.progress import Show
-from cxrbatch.training.recipes import Phase, Recipe, load_recipe
+from cxrbatch.training.recipes import Phase, Recipe, load_recipe, shortened
 from cxrbatch.training.sampling import epoch_order
 from cxrbatch.training.schedules import learning_rate_of, watch_plateau
 
@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Train by a recipe (a shipped name or a TOML file) on the labelled images in `data`, into the bundle `out`.
 
-    `limit` keeps about so many images of each split and `epochs` is the most of each phase: for trying out.
+    `limit` keeps about so many images of each split, and draws so many an epoch; `epochs` is the most of each phase.
     `without_sources` leaves hospitals' images out of training, for leave-one-source-out; `without_files` those that a
     CSV names, because their labels are known to be wrong. `pretrained` goes before the recipe's. A run that was killed
     goes on after its last whole epoch, unless `resume` is False. `device` is "auto" (a CUDA GPU where there is one),
@@ -66,9 +66,7 @@ def train(
     """
     on = training_device(device)
     keep_freed_memory(_ALL, _ALL, 1 << 28)
-    plan = load_recipe(recipe)
-    if epochs is not None:
-        plan = replace(plan, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in plan.phases))
+    plan = shortened(load_recipe(recipe), epochs, limit)
     if pretrained is not None:
         plan = replace(plan, pretrained=pretrained)
     check_output(out, _WORKING)
@@ -84,7 +82,7 @@ def train(
             print(f"{len(images.unreadable)} file(s) can't be read and are left out: see {unreadable}")
         if plan.class_grid:
             plots.plot_class_grid(images, work / f"{plan.role}-class-grid.png")
-        run = _Run(plan, images, work, resume, on)
+        run = _Run(plan, images, work, resume, on, limit)
         run.finish()
     if plan.role == "findings":
         write_whole(out / "findings.safetensors", save(run.best_state()))
@@ -126,7 +124,9 @@ def train(
 class _Run:
     """The state of a training run, and the loop over its epochs."""
 
-    def __init__(self, recipe: Recipe, images: Prepared, work: Path, resume: bool, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, images: Prepared, work: Path, resume: bool, device: torch.device, limit: int | None
+    ) -> None:
         self.recipe, self.images, self.work, self.device = recipe, images, work, device
         self.targets, self.smoothing = torch.from_numpy(images.targets), torch.from_numpy(images.smoothing)
         torch.manual_seed(recipe.seed)
@@ -145,6 +145,7 @@ class _Run:
             images.data_sha256,
             recipe.pretrained if self.teacher is None else f"{recipe.pretrained} {self.teacher.sha256}",
             [phase.epochs for phase in recipe.phases],
+            limit,
         )
         self.checkpoint = work / f"{recipe.role}-checkpoint.safetensors"
         self._saved: dict[str, Tensor] | None = None
@@ -154,7 +155,7 @@ class _Run:
                 self.progress, self._saved = found, tensors
                 restore(tensors, self._networks(), None)
             else:
-                print(f"{self.checkpoint} is of another recipe, images, --pretrained, --epochs: training starts anew.")
+                print(f"{self.checkpoint} is of another recipe, other images or other options: training starts anew.")
 
     def _networks(self) -> dict[str, nn.Module]:
         return {"net": self.net, "averaged": self.averaged, "best": self.best}

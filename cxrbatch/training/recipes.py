@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -23,6 +23,7 @@ __all__ = [
     "load_recipe",
     "recipe_file",
     "shipped_recipes",
+    "shortened",
 ]
 
 _SHIPPED = Path(__file__).parent / "recipes"
@@ -171,6 +172,15 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
     problem_ = out_of_range(recipe) or _contradiction(recipe)
     if problem_:
         raise Fatal(f"The recipe {path} can't be used: {problem_}.")
+    return recipe
+
+
+def shortened(recipe: Recipe, epochs: int | None, limit: int | None) -> Recipe:
+    """The recipe for a trial: at most `epochs` in each phase, and about `limit` images in an epoch."""
+    if epochs is not None:
+        recipe = replace(recipe, phases=tuple(replace(p, epochs=min(p.epochs, epochs)) for p in recipe.phases))
+    if limit is not None:
+        recipe = replace(recipe, samples=min(recipe.samples, max(2, limit)))
     return recipe
 
 
