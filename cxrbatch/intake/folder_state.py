@@ -141,8 +141,9 @@ class FolderState:
         device = self._root_device()
         self.known_mounts |= self._mount_points(self.root)
         seen, stat_errors, unlisted = PathHashSet(self.long_paths), list[FoundFile](), list[str]()
-        for file in discover([self.root], self._wanted, unlisted):
-            if file.path in (self.root, self.root + "/"):
+        unlisted_root = self.root + "/" if is_remote(self.root) else self.root  # an object may be called as its folder
+        for file in discover([self.root], self._wanted, unlisted, lambda path: seen.add(path_to_text(path))):
+            if file.path == unlisted_root:
                 raise Paused("The folder cannot be listed.")
             text = path_to_text(file.path)
             seen.add(text)
