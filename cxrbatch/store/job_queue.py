@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import update
 
-from cxrbatch.errors import ReasonCode, StoreDown
+from cxrbatch.errors import StoreDown
 from cxrbatch.failpoints import failpoint
 from cxrbatch.store import leases
 from cxrbatch.store.connection import connect
@@ -21,7 +21,7 @@ from cxrbatch.store.schema import runs
 from cxrbatch.store.store import Run, Store
 from cxrbatch.types import FoundFile, Outcome
 
-__all__ = ["JobQueue", "retry_now"]
+__all__ = ["JobQueue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,3 @@ class JobQueue:
         """Mark paths below `roots` that are not in `seen` (path texts) as missing: see Store.mark_missing."""
         left = {"unlisted": unlisted, "unmounted": unmounted}
         return self.store.mark_missing(self.run.run_id, roots, seen, since=since, **left)
-
-
-def retry_now(store: Store, reason_code: ReasonCode | None) -> int:
-    """Queue failed files again (for one reason, or all); returns how many files that is."""
-    with connect(store.engine, write=True) as connection:
-        return leases.retry_now(connection, reason_code)

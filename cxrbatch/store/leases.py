@@ -5,7 +5,7 @@
     renew      the owner is alive                           -> a later lease_until
     (record)   an outcome, from the owner only              -> done, rejected, retry   (recording.py)
     release    the owner stops                              -> waiting
-    retry_now  a user requests another try                  -> waiting
+    (retry)    a user requests another try                  -> waiting                (rejected.py)
 
 An expired lease may be taken over; a late outcome of its first owner is dropped. On Postgres the server's clock is
 used, so that the hosts' clocks need not agree. Each function works inside the caller's transaction.
@@ -14,7 +14,7 @@ used, so that the hosts' clocks need not agree. Each function works inside the c
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -23,7 +23,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, select, update
 
-from cxrbatch.errors import ReasonCode
 from cxrbatch.store import presence
 from cxrbatch.store.paths import path_to_text, text_to_path
 from cxrbatch.store.queries import ROOTS_AT_ONCE, below
@@ -31,8 +30,20 @@ from cxrbatch.store.schema import FileState, files
 from cxrbatch.store.sql import AnyRow, bind_keys, chunks, from_unsigned, in_keys, insert
 from cxrbatch.types import FoundFile, to_int64
 
-__all__ = ["Backoff", "Claimed", "claim", "held", "offer", "owned", "release", "renew", "retry_now", "unfinished"]
+__all__ = [
+    "Backoff",
+    "Claimed",
+    "claim",
+    "file_columns",
+    "held",
+    "offer",
+    "owned",
+    "release",
+    "renew",
+    "unfinished",
+]
 
+_FOUND = (files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version)
 _OUTCOME = ("prediction_id", "label", "confidence", "decision", "processed_at")
 #: The order of the index of states. Without it Postgres reads the table from its beginning, because nearly every row
 #: waits by its statistics: past all rows that are done by now, for each claim.
@@ -58,6 +69,16 @@ class Claimed:
 
     text: str  # the key of its row
     file: FoundFile
+
+
+def file_columns(file: FoundFile) -> dict[str, Any]:
+    """What a row has of a file as it was listed: with other values it is another file."""
+    return {
+        "size": to_int64(file.size),
+        "mtime_ns": to_int64(file.mtime_ns),
+        "inode": from_unsigned(file.inode),
+        "version": file.version or None,
+    }
 
 
 def offer(
@@ -86,10 +107,7 @@ def offer(
     rows = [
         {
             "path": path_to_text(file.path),
-            "size": to_int64(file.size),
-            "mtime_ns": to_int64(file.mtime_ns),
-            "inode": from_unsigned(file.inode),
-            "version": file.version or None,
+            **file_columns(file),
             "state": str(FileState.WAITING),
             "first_seen": now,
             "last_seen": now,
@@ -192,18 +210,13 @@ def claim(
         "lease_until": now + timedelta(seconds=lease_s),
         "next_attempt_at": None,
     }
-    statement = (
-        update(files)
-        .where(files.c.id.in_(ids))
-        .values(leased)
-        .returning(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version)
-    )
+    statement = update(files).where(files.c.id.in_(ids)).values(leased).returning(*_FOUND)
     return [Claimed(row.path, _found(row)) for row in connection.execute(statement)]
 
 
 def held(connection: Connection, owner: str) -> list[Claimed]:
     """All files that `owner` has leased."""
-    query = select(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version).where(*_held_by(owner))
+    query = select(*_FOUND).where(*_held_by(owner))
     return [Claimed(row.path, _found(row)) for row in connection.execute(query)]
 
 
@@ -261,24 +274,17 @@ def _held_by(owner: str | None) -> list[sa.ColumnElement[bool]]:
     return held if owner is None else [*held, files.c.lease_owner == owner]
 
 
-def owned(connection: Connection, owner: str, texts: Sequence[str]) -> set[str]:
-    """Which of these rows `owner` still holds, locked until the transaction ends."""
-    query = select(files.c.path).where(*_held_by(owner), in_keys(connection.dialect.name, files.c.path))
-    keys = {"keys": bind_keys(connection, sorted(texts))}
-    return set(connection.execute(query.order_by(files.c.path).with_for_update(), keys).scalars())
+def owned(connection: Connection, owner: str, found: Collection[FoundFile]) -> set[FoundFile]:
+    """Those of these claimed files that `owner` still holds as they were then; locked until the transaction ends.
 
-
-def retry_now(connection: Connection, reason_code: ReasonCode | None) -> int:
-    """Make failed files (all, or with one reason code) wait for another try; returns how many."""
-    # Only a walk can clear a problem of a name (a link that leaves the root, a folder that cannot be listed).
-    rejected = sa.and_(
-        files.c.state == str(FileState.REJECTED),
-        files.c.reason_code.not_in([str(code) for code in presence.FROM_THE_WALK]),
-    )
-    scheduled = sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at.is_not(None))
-    which = [sa.or_(rejected, scheduled)]
-    if reason_code is not None:
-        which.append(files.c.reason_code == str(reason_code))
-    backoff: dict[str, Any] = {"state": str(FileState.WAITING), "attempts": 0}
-    backoff |= dict.fromkeys(("next_attempt_at", "reason_code", "reason", "processed_at"))
-    return connection.execute(update(files).where(*which).values(backoff)).rowcount
+    A file that changes in hand may be claimed a second time by the same owner: only its new version is owned.
+    """
+    texts = {path_to_text(file.path) for file in found}
+    query = select(*_FOUND).where(*_held_by(owner), in_keys(connection.dialect.name, files.c.path))
+    rows = connection.execute(query.order_by(files.c.path).with_for_update(), {"keys": bind_keys(connection, texts)})
+    held = {row["path"]: row for row in rows.mappings()}
+    return {
+        file
+        for file in found
+        if (row := held.get(path_to_text(file.path))) and all(row[k] == v for k, v in file_columns(file).items())
+    }

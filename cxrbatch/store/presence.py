@@ -147,13 +147,13 @@ def repair(connection: Connection, up_to_date: UpToDate, cascade_id: int, now: d
         state = FileState.DONE if row.prediction_id is not None else FileState.REJECTED
         connection.execute(
             update(files)
-            .where(files.c.id == row.id, files.c.state == str(FileState.MISSING))
+            .where(*_still(row), files.c.state == str(FileState.MISSING))
             .values(state=str(state), missing_since=None, last_seen=now)
         )
     for row, prediction in up_to_date.shown_by_another:
         connection.execute(
             update(files)
-            .where(files.c.id == row.id, files.c.image_id == row.image_id)
+            .where(*_still(row), files.c.image_id == row.image_id)
             .values(
                 prediction_id=prediction.id,
                 cascade_id=cascade_id,
@@ -170,6 +170,12 @@ def repair(connection: Connection, up_to_date: UpToDate, cascade_id: int, now: d
     back += [row.path for row, _ in up_to_date.shown_by_another if row.state == FileState.MISSING]
     if back:
         connection.execute(sa.insert(audit), [{"at": now, "event": "returned", "path": path} for path in back])
+
+
+def _still(row: Known) -> list[sa.ColumnElement[bool]]:
+    """That another program has not found another file under this name since the look-up."""
+    version = files.c.version.is_not_distinct_from(row.version)
+    return [files.c.id == row.id, files.c.size == row.size, files.c.mtime_ns == row.mtime_ns, version]
 
 
 def note_mounts(engine: Engine, roots: Sequence[str], mounted: Collection[str], now: datetime) -> frozenset[str]:

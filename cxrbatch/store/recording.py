@@ -6,7 +6,7 @@ write to one Postgres wait for each other and never deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -44,29 +44,29 @@ def write_outcomes(
     connection: Connection,
     run_id: int,
     cascade_id: int,
-    outcomes: Iterable[Outcome],
+    outcomes: Sequence[Outcome],
     now: datetime,
     *,
     replace: bool = False,
     owner: str | None = None,
     backoff: Backoff | None = None,
 ) -> Recorded:
-    """Write a batch inside the caller's transaction; with `owner`, only files that this owner still holds.
+    """Write a batch inside the caller's transaction; with `owner`, only files that it still holds, as it claimed them.
 
     With `backoff`, a file that failed for a transient reason is scheduled for a retry (next_attempt_at). Of a path that
     occurs twice, only the last outcome counts. Raises ValueError for a prediction with a non-finite number: the cascade
     has to reject it with a reason code.
     """
-    by_path = {path_to_text(outcome.file.path): outcome for outcome in outcomes}
-    by_path = {path: by_path[path] for path in sorted(by_path)}
     late = 0
     if owner is not None:
-        held = owned(connection, owner, list(by_path))
-        late = len(by_path) - len(held)
-        by_path = {path: outcome for path, outcome in by_path.items() if path in held}
+        held = owned(connection, owner, [outcome.file for outcome in outcomes])
+        late = sum(outcome.file not in held for outcome in outcomes)
+        outcomes = [outcome for outcome in outcomes if outcome.file in held]
+    by_path = {path_to_text(outcome.file.path): outcome for outcome in outcomes}
+    by_path = {path: by_path[path] for path in sorted(by_path)}
     failpoint("record.begun")
     before = _known(connection, by_path, lock=owner is None)
-    if owner is None and not replace and before:
+    if owner is None and backoff is None and not replace and before:
         started_at = connection.execute(select(runs.c.started_at).where(runs.c.id == run_id)).scalar_one()
         for path in [p for p, row in before.items() if _is_late(by_path[p], row, started_at, cascade_id, now)]:
             del by_path[path], before[path]
