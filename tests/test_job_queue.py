@@ -14,6 +14,7 @@ from sqlalchemy import select
 from cxrbatch.errors import ReasonCode, Rejected, Retry
 from cxrbatch.store import Backoff, JobQueue, Run, Store, StoreDown, path_to_text, presence, retry_now
 from cxrbatch.store.connection import connect
+from cxrbatch.store.housekeeping import prune
 from cxrbatch.store.rejected import rejected_page, retry_file
 from cxrbatch.store.schema import files
 from cxrbatch.types import FoundFile, Outcome
@@ -368,7 +369,7 @@ def test_a_file_that_changes_between_look_and_repair_is_not_repaired(
     if gone:
         one.mark_missing(["/in"], set())
     with connect(store.engine) as connection:
-        before = presence.look_up(connection, [found("/in/a")], cascade_id, "none")
+        before = presence.look_up(connection, [found("/in/a")], cascade_id)
     assert bool(before.returned) == gone and bool(before.shown_by_another) != gone
     offer(one, "/in/a", size=2000)
     if gone:
@@ -377,6 +378,28 @@ def test_a_file_that_changes_between_look_and_repair_is_not_repaired(
         presence.repair(connection, before, cascade_id, clock())
     assert states(store) == {"/in/a": "missing" if gone else "waiting"}
     assert {row.label for row in store.results()} == {None}
+
+
+def test_a_file_that_comes_back_while_prune_forgets_it_has_a_row(
+    one: JobQueue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.record(one.run.run_id, one.run.cascade_id, [scored_file("/in/a"), scored_file("/in/b")])
+    one.mark_missing(["/in"], set())
+    look_up = presence.look_up
+
+    def look_up_and_prune(*args: Any, **more: Any) -> Any:
+        up_to_date = look_up(*args, **more)
+        assert len(up_to_date.returned) == 1
+        assert prune(store, 0, really=True).files == 2
+        return up_to_date
+
+    monkeypatch.setattr(presence, "look_up", look_up_and_prune)
+    assert store.unchanged([found("/in/a")], one.run.cascade_id) == set(), "it is read anew"
+    if store.engine.dialect.name == "postgresql":  # a transaction of SQLite is the only one that writes
+        store.record(one.run.run_id, one.run.cascade_id, [scored_file("/in/a"), scored_file("/in/b")])
+        one.mark_missing(["/in"], set())
+        assert offer(one, "/in/b") == 1
+        assert states(store) == {"/in/b": "waiting"}
 
 
 def test_retry_now(one: JobQueue, store: Store) -> None:

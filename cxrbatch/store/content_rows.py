@@ -1,4 +1,4 @@
-"""How a decoded image and its prediction become rows of `images`, `predictions` and `scores`."""
+"""How a decoded image and its prediction become rows of `images`, `predictions` and `scores`, repeated in `files`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from cxrbatch.store.paths import plain
+from cxrbatch.store.schema import FileState
+from cxrbatch.store.sql import AnyRow
 from cxrbatch.types import DecodedImage, ImageFacts, Prediction
 
-__all__ = ["image_columns", "image_row", "prediction_row", "score_rows"]
+__all__ = ["image_columns", "image_row", "prediction_columns", "prediction_row", "score_rows"]
 
 _HEADER_CHARACTERS = 300  # kept of one header field
 _HEADER_TEXTS = (
@@ -37,6 +39,18 @@ def image_columns(image_id: int, image: DecodedImage) -> dict[str, Any]:
     uids = ("sop_instance_uid", "study_instance_uid")
     copied: dict[str, Any] = {name: plain(getattr(image.facts, name), _HEADER_CHARACTERS) for name in uids}
     return copied | {"image_id": image_id, "sha256": image.sha256}
+
+
+def prediction_columns(prediction: AnyRow) -> dict[str, Any]:
+    """What files repeats of predictions."""
+    return {
+        "state": str(FileState.DONE),
+        "prediction_id": prediction.id,
+        "label": prediction.label,
+        "confidence": prediction.confidence,
+        "decision": prediction.decision,
+        "processed_at": prediction.processed_at,
+    }
 
 
 def image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:

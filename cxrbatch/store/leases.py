@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -96,14 +96,9 @@ def offer(
     `retry_at_once`, those waiting for a retry do not. With `inodes_tell`, another inode means another file, even with
     the same size and mtime (a replacement by rename).
     """
-    up_to_date = presence.look_up(connection, found, cascade_id, "none")
-    kept = up_to_date.paths
-    if inodes_tell:
-        kept = kept - _other_inodes(connection, [file for file in found if file.path in kept])
-        up_to_date = replace_paths(up_to_date, kept)
+    up_to_date = presence.look_up(connection, found, cascade_id, inodes_tell=inodes_tell)
     if up_to_date.returned or up_to_date.shown_by_another:
         presence.repair(connection, up_to_date, cascade_id, now)
-    new = [file for file in found if file.path not in kept]
     rows = [
         {
             "path": path_to_text(file.path),
@@ -112,30 +107,13 @@ def offer(
             "first_seen": now,
             "last_seen": now,
         }
-        for file in new
+        for file in found
+        if file.path not in up_to_date.paths
     ]
     rows.sort(key=lambda row: str(row["path"]))  # one order for all daemons, so that they never deadlock
     if rows:
         connection.execute(_offer(connection.dialect.name, inodes_tell, retry_at_once), rows)
     return len(rows)
-
-
-def replace_paths(up_to_date: presence.UpToDate, paths: set[str]) -> presence.UpToDate:
-    """`up_to_date` for some of its paths only."""
-    texts = {path_to_text(path) for path in paths}
-    return replace(
-        up_to_date,
-        paths=paths,
-        returned=[row for row in up_to_date.returned if row.path in texts],
-        shown_by_another=[pair for pair in up_to_date.shown_by_another if pair[0].path in texts],
-    )
-
-
-def _other_inodes(connection: Connection, found: Sequence[FoundFile]) -> set[str]:
-    by_text = {path_to_text(file.path): file for file in found}
-    query = select(files.c.path, files.c.inode).where(in_keys(connection.dialect.name, files.c.path))
-    known = connection.execute(query, {"keys": bind_keys(connection, by_text)})
-    return {by_text[path].path for path, inode in known if inode != from_unsigned(by_text[path].inode)}
 
 
 @cache

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, select
 from cxrbatch.errors import TRANSIENT_REASONS, Retry
 from cxrbatch.failpoints import failpoint
 from cxrbatch.instance_names import first_name_of
-from cxrbatch.store.content_rows import image_columns, image_row, prediction_row, score_rows
+from cxrbatch.store.content_rows import image_columns, image_row, prediction_columns, prediction_row, score_rows
 from cxrbatch.store.leases import Backoff, owned
 from cxrbatch.store.paths import path_to_text
-from cxrbatch.store.rows import file_row, prediction_columns, replace_images, replace_predictions, upsert_files
+from cxrbatch.store.rows import file_row, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
 from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, insert_new
 from cxrbatch.types import Outcome, Prediction, to_int64

@@ -21,7 +21,7 @@ from cxrbatch.store.schema import FileState, audit, files, images, predictions, 
 from cxrbatch.store.sql import AnyRow, insert, utc_text
 from cxrbatch.types import Outcome
 
-__all__ = ["file_row", "prediction_columns", "replace_images", "replace_predictions", "upsert_files"]
+__all__ = ["file_row", "replace_images", "replace_predictions", "upsert_files"]
 
 #: What a row of files has of its content.
 IMAGE_COLUMNS = ("image_id", "sha256", "sop_instance_uid", "study_instance_uid")
@@ -30,17 +30,6 @@ _REASON_CHARACTERS = 1000
 _NOISE = 1e-6  # of a confidence. Smaller differences are floating-point noise.
 #: How a file that is still being copied is rejected.
 _MAY_BE_ON_ITS_WAY = frozenset({ReasonCode.TRUNCATED, ReasonCode.EMPTY_FILE})
-
-
-def prediction_columns(prediction: AnyRow) -> dict[str, Any]:
-    return {
-        "state": str(FileState.DONE),
-        "prediction_id": prediction.id,
-        "label": prediction.label,
-        "confidence": prediction.confidence,
-        "decision": prediction.decision,
-        "processed_at": prediction.processed_at,
-    }
 
 
 def file_row(path: str, outcome: Outcome, old: AnyRow | None, now: datetime, backoff: Backoff | None) -> dict[str, Any]:

@@ -171,10 +171,10 @@ class Store:
         for chunk in chunks(found, _LOOK_UP):
             with connect(self.engine) as connection:
                 up_to_date = presence.look_up(connection, chunk, cascade_id, reprocess)
-            paths |= up_to_date.paths
             if (up_to_date.returned or up_to_date.shown_by_another) and not look_only:
                 with connect(self.engine, write=True) as connection:
                     presence.repair(connection, up_to_date, cascade_id, self.now(connection))
+            paths |= up_to_date.paths
         return paths
 
     def predicted(self, sha256s: Sequence[str], cascade_id: int) -> set[str]:
