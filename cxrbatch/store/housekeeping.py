@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import sqlite3
@@ -58,6 +59,9 @@ def backup(url: str, target: Path) -> None:
         raise Fatal(f"The backup {target} is there already: name a new file.")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")  # not that of another backup to this name
     try:
+        for left_over in target.parent.glob(f".{glob.escape(target.name)}.[0-9]*.part"):
+            if not Path("/proc", left_over.suffixes[-2][1:]).exists():  # its process was killed
+                left_over.unlink(missing_ok=True)
         part.unlink(missing_ok=True)
         with closing(sqlite3.connect(sqlite_file(parsed), isolation_level=None)) as connection:
             connection.execute("VACUUM INTO ?", (os.fspath(part),))
