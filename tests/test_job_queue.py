@@ -294,18 +294,20 @@ def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, s
     one.offer([newer.file, failing], inodes_tell=True)
     assert taken(one) == ["/in/a", "/in/b"]
     one.record([newer, scored_file("/in/b", "NORMAL")])
-    one.offer([claimed], inodes_tell=True)
-    assert taken(one) == ["/in/c"]
+    older = scored_file("/in/d", "COVID19", content="older", size=1001, mtime_ns=replaced.mtime_ns - 5)
+    one.offer([claimed, older.file], inodes_tell=True)  # of /in/d, the scan has the file before
+    assert taken(one) == ["/in/c", "/in/d"]
     late = [
         scored_file("/in/a", "NORMAL", content="old"),
         reject("/in/b", ReasonCode.UNREADABLE),
         reject("/in/c", ReasonCode.UNREADABLE),
+        scored_file("/in/d", "NORMAL", content="old"),
     ]
-    assert store.record(scan.run_id, scan.cascade_id, late).late == 3
-    assert states(store) == {"/in/a": "done", "/in/b": "done", "/in/c": "claimed"}
-    assert {row.path: row.label for row in store.results()} == {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": None}
-    one.record([scored_file("/in/c", "NORMAL")])
-    assert states(store)["/in/c"] == "done"
+    assert store.record(scan.run_id, scan.cascade_id, late).late == 4
+    assert states(store) == {"/in/a": "done", "/in/b": "done", "/in/c": "claimed", "/in/d": "claimed"}
+    one.record([scored_file("/in/c", "NORMAL"), older])
+    labels = {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": "NORMAL", "/in/d": "COVID19"}
+    assert {row.path: row.label for row in store.results()} == labels
 
 
 def test_a_copy_that_another_watch_has_in_hand_is_repaired_without_a_fault(

@@ -19,7 +19,7 @@ from cxrbatch.errors import TRANSIENT_REASONS, Retry
 from cxrbatch.failpoints import failpoint
 from cxrbatch.instance_names import first_name_of
 from cxrbatch.store.content_rows import image_columns, image_row, prediction_columns, prediction_row, score_rows
-from cxrbatch.store.leases import Backoff, owned
+from cxrbatch.store.leases import Backoff, file_columns, owned
 from cxrbatch.store.paths import path_to_text
 from cxrbatch.store.rows import file_row, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
@@ -142,13 +142,11 @@ def _known(connection: Connection, paths: Iterable[str], *, lock: bool) -> dict[
 def _is_late(outcome: Outcome, old: AnyRow, started_at: datetime, cascade_id: int, now: datetime) -> bool:
     """Whether a watcher beside this scan knows better (`old`): a newer file, or one that did not fail for it."""
     file = outcome.file
-    same_file = (old.size, old.mtime_ns, old.version or "") == (
-        to_int64(file.size),
-        to_int64(file.mtime_ns),
-        file.version,
-    )
+    now_there = file_columns(file)
+    same_file = all(getattr(old, name) == now_there[name] for name in ("size", "mtime_ns", "version"))
     if not same_file:  # times have whole seconds: what was seen as this scan began is older than it
-        return bool(old.last_seen > started_at and old.mtime_ns > to_int64(file.mtime_ns))
+        is_newer = old.mtime_ns > to_int64(file.mtime_ns) or old.state in (FileState.WAITING, FileState.CLAIMED)
+        return bool(old.last_seen > started_at and is_newer)
     if outcome.rejected is None or outcome.rejected.reason_code not in TRANSIENT_REASONS:
         return False
     is_done = old.state == FileState.DONE and old.cascade_id == cascade_id
