@@ -173,6 +173,13 @@ def test_a_path_that_the_store_cannot_hold_whole_ends_as_a_row(
     deep = folder.joinpath(*["d" * 240] * 10)
     os.makedirs(deep)
     (deep / "long.png").write_bytes(b"no node reads it")
+
+    def settle(found: Iterator[FoundFile], quiet_s: float) -> Iterator[FoundFile | None]:
+        yield from found
+        while not ask(store_url, "SELECT id FROM files WHERE state = 'done'"):
+            yield None  # as if another file still changed: the nodes begin without it
+
+    monkeypatch.setattr("cxrbatch.ops.cluster.settle", settle)
     settings = settings_of(tmp_path, bundle, store_url)
     (tmp_path / "new").mkdir()  # empty, which does not mean that the nodes lack it
     assert scan(settings, folder, tmp_path / "new", ray=nodes.address) == ExitCode.SOME_REJECTED
