@@ -267,6 +267,18 @@ def test_watch_polls_a_bucket_and_waits_while_it_cannot_be_listed(
     assert process.returncode == 0
 
 
+def test_watch_once_says_that_a_bucket_could_not_be_listed(scanner: Scanner, bucket: Bucket, proxy: Proxy) -> None:
+    answers = iter([None])  # to the question whether it can be listed at all
+    proxy.fault = lambda method, path: next(answers, 403)
+    environment = os.environ | {"CXRBATCH_CASCADE": str(scanner.bundle), "TEST_ENGINE": "arithmetic"}
+    store = f"sqlite:///{scanner.folder}/s.db"
+    process = fork_server().start(
+        ["--db", store, "watch", "--once", f"s3://{bucket.name}/p"], scanner.folder, environment
+    )
+    _, log = process.communicate(LIMIT_S)
+    assert process.wait(LIMIT_S) == ExitCode.SOME_REJECTED and "The folder cannot be listed." in log
+
+
 def test_credentials_for_a_prefix_alone_are_enough(bucket: Bucket, proxy: Proxy) -> None:
     bucket.put("p/0.png", b"x")
     proxy.fault = lambda method, path: 403 if "list-type" in path and "prefix=p" not in path else None

@@ -95,7 +95,7 @@ def run_watch(
                 sd_notify("STOPPING=1")
                 return daemon.exit_code
             if heartbeat.renewed is None:
-                return ExitCode.SOME_REJECTED if daemon.counts.rejected else ExitCode.OK
+                return ExitCode.SOME_REJECTED if daemon.some_rejected else ExitCode.OK
             before, (settings, bundle) = (settings, bundle), heartbeat.renewed
             log.info("settings_renewed")
 
@@ -145,6 +145,9 @@ def _run_daemon(daemon: Daemon, heartbeat: Heartbeat) -> None:
             roots = tuple(daemon.roots)
             context = Context(settings, daemon.bundle, identifiers, roots, daemon.counts, ProgressLog(), retry)
             pipeline.run(claimed, context, partial(_start_engine, daemon, job_queue, retry))
+            if daemon.once:
+                reasons = retry(partial(store.counts, roots)).by_reason
+                daemon.some_rejected = bool(reasons) or any(watcher.paused for watcher in daemon.watchers)
             if dispatch is not None and daemon.once:
                 dispatch.drain()
         daemon.stop.set()
