@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from datetime import datetime
+from functools import cache
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy import Connection, select
+
 from cxrbatch.store.paths import plain
-from cxrbatch.store.schema import FileState
-from cxrbatch.store.sql import AnyRow
+from cxrbatch.store.schema import FileState, predictions
+from cxrbatch.store.sql import AnyRow, execute_for, in_keys
 from cxrbatch.types import DecodedImage, ImageFacts, Prediction
 
-__all__ = ["image_columns", "image_row", "prediction_columns", "prediction_row", "score_rows"]
+__all__ = ["image_columns", "image_row", "prediction_columns", "prediction_row", "predictions_of", "score_rows"]
 
 _HEADER_CHARACTERS = 300  # kept of one header field
 _HEADER_TEXTS = (
@@ -90,6 +95,19 @@ def _scores_json(probabilities: dict[str, float]) -> str | None:
     if not probabilities:
         return None
     return json.dumps({label: round(_finite(p) or 0.0, 6) for label, p in probabilities.items()})
+
+
+@cache
+def _select_predictions(dialect: str) -> sa.Select[*tuple[Any, ...]]:
+    return select(predictions).where(
+        in_keys(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
+    )
+
+
+def predictions_of(connection: Connection, image_ids: Iterable[int | None], cascade_id: int) -> dict[int, AnyRow]:
+    """The rows of `predictions` of this cascade for these contents, by image id."""
+    query = _select_predictions(connection.dialect.name)
+    return {row.image_id: row for row in execute_for(connection, query, image_ids, cascade=cascade_id)}
 
 
 def score_rows(prediction_id: int, prediction: Prediction) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from cxrbatch.store import presence
 from cxrbatch.store.paths import path_to_text, text_to_path
 from cxrbatch.store.queries import ROOTS_AT_ONCE, below
 from cxrbatch.store.schema import FileState, files
-from cxrbatch.store.sql import AnyRow, bind_keys, chunks, from_unsigned, in_keys, insert
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, from_unsigned, in_keys, insert
 from cxrbatch.types import FoundFile, to_int64
 
 __all__ = [
@@ -238,13 +238,12 @@ def release(
     connection: Connection, owner: str | None, texts: Sequence[str] | None = None, not_before: datetime | None = None
 ) -> int:
     """Release leases of `owner` (None: of any owner), all or some; the files wait, until `not_before` if given."""
-    backoff: dict[str, Any] = {"state": str(FileState.WAITING), "next_attempt_at": not_before}
-    backoff |= dict.fromkeys(("lease_owner", "lease_until", "reason_code", "reason"))
-    statement = update(files).where(*_held_by(owner)).values(backoff)
+    waits: dict[str, Any] = {"state": str(FileState.WAITING), "next_attempt_at": not_before}
+    waits |= dict.fromkeys(("lease_owner", "lease_until", "reason_code", "reason"))
+    statement = update(files).where(*_held_by(owner)).values(waits)
     if texts is None:
         return connection.execute(statement).rowcount
-    keys = {"keys": bind_keys(connection, texts)}
-    return connection.execute(statement.where(in_keys(connection.dialect.name, files.c.path)), keys).rowcount
+    return execute_for(connection, statement.where(in_keys(connection.dialect.name, files.c.path)), texts).rowcount
 
 
 def _held_by(owner: str | None) -> list[sa.ColumnElement[bool]]:
@@ -259,7 +258,7 @@ def owned(connection: Connection, owner: str, found: Collection[FoundFile]) -> s
     """
     texts = {path_to_text(file.path) for file in found}
     query = select(*_FOUND).where(*_held_by(owner), in_keys(connection.dialect.name, files.c.path))
-    rows = connection.execute(query.order_by(files.c.path).with_for_update(), {"keys": bind_keys(connection, texts)})
+    rows = execute_for(connection, query.order_by(files.c.path).with_for_update(), texts)
     held = {row["path"]: row for row in rows.mappings()}
     return {
         file

@@ -15,11 +15,11 @@ from sqlalchemy import Connection, Engine, select, update
 from cxrbatch.errors import TRANSIENT_REASONS, ReasonCode
 from cxrbatch.failpoints import failpoint
 from cxrbatch.store.connection import connect
-from cxrbatch.store.content_rows import prediction_columns
+from cxrbatch.store.content_rows import prediction_columns, predictions_of
 from cxrbatch.store.paths import TextRange, path_to_text, text_to_path, under
 from cxrbatch.store.queries import ROOTS_AT_ONCE, below, in_range
-from cxrbatch.store.schema import FileState, audit, files, predictions
-from cxrbatch.store.sql import AnyRow, bind_keys, chunks, from_unsigned, in_keys
+from cxrbatch.store.schema import FileState, audit, files
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, from_unsigned, in_keys
 from cxrbatch.types import FoundFile, to_int64
 
 __all__ = [
@@ -82,13 +82,6 @@ def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
     return select(*(files.c[name] for name in Known._fields)).where(in_keys(dialect, files.c.path))
 
 
-@cache
-def _select_ours(dialect: str) -> sa.Select[*tuple[Any, ...]]:
-    return select(predictions).where(
-        in_keys(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
-    )
-
-
 def look_up(
     connection: Connection,
     found: Sequence[FoundFile],
@@ -102,9 +95,8 @@ def look_up(
     With `inodes_tell`, another inode means another file (a replacement by rename).
     """
     texts = [path_to_text(file.path) for file in found]
-    query = _select_known(connection.dialect.name)
     # The driver's own tuples are faster: a second scan of a million files spends its time here.
-    cursor: Any = connection.execute(query, {"keys": bind_keys(connection, texts)}).cursor
+    cursor: Any = execute_for(connection, _select_known(connection.dialect.name), texts).cursor
     known = {row[0]: row for row in cursor.fetchall()}
     up_to_date, elsewhere = UpToDate(), dict[str, Known]()
     if not known:
@@ -135,9 +127,7 @@ def look_up(
         if state == "missing":
             up_to_date.returned[file.path] = Known._make(row)
     if elsewhere:
-        keys = bind_keys(connection, {row.image_id for row in elsewhere.values()})
-        reported = connection.execute(_select_ours(connection.dialect.name), {"keys": keys, "cascade": cascade_id})
-        ours = {row.image_id: row for row in reported}
+        ours = predictions_of(connection, {row.image_id for row in elsewhere.values()}, cascade_id)
         for path, row in elsewhere.items():
             if row.image_id in ours:
                 up_to_date.paths.add(path)
@@ -282,7 +272,7 @@ def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) 
         .values(state=str(FileState.MISSING), missing_since=now, **ended)
         .returning(files.c.path)  # not those that another daemon has marked meanwhile
     )
-    marked = sorted(connection.execute(statement, {"keys": bind_keys(connection, paths)}).scalars())
+    marked = sorted(execute_for(connection, statement, paths).scalars())
     if marked:
         rows = [{"at": now, "event": "missing", "path": path, "run_id": run_id} for path in marked]
         connection.execute(sa.insert(audit), rows)
