@@ -22,9 +22,9 @@ from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover
 from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
-from cxrbatch.ops.cluster_runner import Job, Runner, folders_of, job_queue_of
+from cxrbatch.ops.cluster_runner import Job, Runner, folders_of
 from cxrbatch.ops.scan import Exports, run_scan
-from cxrbatch.ops.setup import begin_run
+from cxrbatch.ops.setup import begin_run, job_queue_of
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
 from cxrbatch.store import JobQueue, Store

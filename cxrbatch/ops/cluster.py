@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Retry
 from cxrbatch.intake.stability import settle
-from cxrbatch.ops.cluster_runner import Job, Runner, Status, job_queue_of
+from cxrbatch.ops.cluster_runner import Job, Runner, Status
+from cxrbatch.ops.setup import job_queue_of
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
 from cxrbatch.store import RetryPolicy, Run, Store
