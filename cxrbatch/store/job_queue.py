@@ -51,9 +51,14 @@ class JobQueue:
         offered = 0
         if whole:
             with connect(self.store.engine, write=True) as connection:
-                now = self.store.now(connection)
-                how = {"inodes_tell": inodes_tell, "retry_at_once": retry_at_once}
-                offered = leases.offer(connection, whole, self.run.cascade_id, now, **how)
+                offered = leases.offer(
+                    connection,
+                    whole,
+                    self.run.cascade_id,
+                    self.store.now(connection),
+                    inodes_tell=inodes_tell,
+                    retry_at_once=retry_at_once,
+                )
                 failpoint("offer.before_commit")
             failpoint("offer.committed")
         if known_by_name:
@@ -139,5 +144,6 @@ class JobQueue:
         since: datetime | None = None,
     ) -> int:
         """Mark paths below `roots` that are not in `seen` (path texts) as missing: see Store.mark_missing."""
-        left = {"unlisted": unlisted, "unmounted": unmounted}
-        return self.store.mark_missing(self.run.run_id, roots, seen, since=since, **left)
+        return self.store.mark_missing(
+            self.run.run_id, roots, seen, unlisted=unlisted, unmounted=unmounted, since=since
+        )

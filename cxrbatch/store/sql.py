@@ -36,8 +36,8 @@ __all__ = [
     "insert_new",
     "metadata",
     "one_of",
+    "text_column",
     "utc_text",
-    "words",
 ]
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def one_of(column: str, values: type[StrEnum]) -> sa.CheckConstraint:
     return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-def words(name: str) -> sa.Column[str]:
+def text_column(name: str) -> sa.Column[str]:
     """A text column that is empty, never NULL, where nothing is known."""
     return sa.Column(name, sa.Text, nullable=False, server_default="")
 
