@@ -198,7 +198,14 @@ def test_a_claim_whose_answer_was_lost_is_found_by_the_next(
             one.claim(["/in"], 1)
     assert sorted([*taken(two), *taken(one)]) == ["/in/b", "/in/c"]
     assert taken(one) == []
-    assert one.record([scored_file("/in/a")]).done == 1
+    offer(one, "/in/a", size=2000)  # replaced while it is in hand
+    with monkeypatch.context() as broken:
+        broken.setattr(dialect, "do_commit", commit_and_lose)
+        with pytest.raises(StoreDown):
+            one.claim(["/in"], 1)
+    assert taken(one) == ["/in/a"]
+    assert one.record([scored_file("/in/a"), scored_file("/in/a", size=2000)]).done == 1
+    assert not {"/in/a"} & one.in_hand.keys()
 
 
 def test_a_lease_that_ran_out_but_was_not_taken_still_counts(one: JobQueue, clock: Clock) -> None:

@@ -37,7 +37,7 @@ class JobQueue:
     recorded: Callable[[Sequence[Outcome], Recorded, float], None] = lambda outcomes, recorded, took_s: None
     #: `watch --once` tries no file twice: it claims only retries that were due when it started. None: all that are due.
     retries_due_by: datetime | None = None
-    in_hand: set[str] = field(default_factory=set)  # keys of the rows that are claimed and not yet recorded
+    in_hand: dict[str, FoundFile] = field(default_factory=dict)  # claimed and not yet recorded, by the key of its row
     doubt: threading.Event = field(default_factory=threading.Event)  # set while the result of the last claim is unknown
 
     def offer(self, found: Sequence[FoundFile], *, inodes_tell: bool, retry_at_once: bool = False) -> int:
@@ -78,7 +78,7 @@ class JobQueue:
                 claimed = []
                 if self.doubt.is_set():
                     held = leases.held(connection, self.owner)
-                    claimed = [one for one in held if one.text not in self.in_hand]
+                    claimed = [one for one in held if not self._has(one.text, one.file)]
                 room = most - len(claimed)
                 claimed += leases.claim(connection, self.owner, roots, room, self.lease_s, now, self.retries_due_by)
                 failpoint("claim.before_commit")
@@ -87,8 +87,13 @@ class JobQueue:
             raise
         failpoint("claim.committed")
         self.doubt.clear()
-        self.in_hand.update(one.text for one in claimed)
+        self.in_hand.update((one.text, one.file) for one in claimed)
         return claimed
+
+    def _has(self, text: str, file: FoundFile) -> bool:
+        """Whether this version of a file is in hand."""
+        known = self.in_hand.get(text)
+        return known is not None and leases.file_columns(known) == leases.file_columns(file)
 
     def renew(self) -> int:
         """Renew all leases of this owner for lease_s more seconds. Returns how many files that is."""
@@ -105,7 +110,9 @@ class JobQueue:
             self.run.run_id, self.run.cascade_id, outcomes, owner=self.owner, backoff=self.backoff
         )
         self.recorded(outcomes, recorded, time.perf_counter() - started)
-        self.in_hand.difference_update(path_to_text(outcome.file.path) for outcome in outcomes)
+        for outcome in outcomes:
+            if self._has(text := path_to_text(outcome.file.path), outcome.file):
+                self.in_hand.pop(text, None)
         return recorded
 
     def unfinished(self, roots: Sequence[str]) -> bool:
@@ -126,7 +133,8 @@ class JobQueue:
             later = None if for_s is None else now + timedelta(seconds=for_s)
             released = leases.release(connection, self.owner, texts, later)
             failpoint("release.before_commit")
-        self.in_hand.difference_update(list(self.in_hand) if texts is None else texts)
+        for text in list(self.in_hand) if texts is None else texts:
+            self.in_hand.pop(text, None)
         return released
 
     def release_everybodys(self) -> int:
