@@ -22,9 +22,9 @@ from cxrbatch.inference.bundle import load_bundle
 from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover
 from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
-from cxrbatch.ops.cluster_runner import Job, Runner, folders_of, job_queue_of
+from cxrbatch.ops.cluster_runner import Job, Runner, folders_of
 from cxrbatch.ops.scan import Exports, run_scan
-from cxrbatch.ops.setup import begin_run
+from cxrbatch.ops.setup import begin_run, job_queue_of
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
 from cxrbatch.store import JobQueue, Store
@@ -173,6 +173,13 @@ def test_a_path_that_the_store_cannot_hold_whole_ends_as_a_row(
     deep = folder.joinpath(*["d" * 240] * 10)
     os.makedirs(deep)
     (deep / "long.png").write_bytes(b"no node reads it")
+
+    def settle(found: Iterator[FoundFile], quiet_s: float) -> Iterator[FoundFile | None]:
+        yield from found
+        while not ask(store_url, "SELECT id FROM files WHERE state = 'done'"):
+            yield None  # as if another file still changed: the nodes begin without it
+
+    monkeypatch.setattr("cxrbatch.ops.cluster.settle", settle)
     settings = settings_of(tmp_path, bundle, store_url)
     (tmp_path / "new").mkdir()  # empty, which does not mean that the nodes lack it
     assert scan(settings, folder, tmp_path / "new", ray=nodes.address) == ExitCode.SOME_REJECTED

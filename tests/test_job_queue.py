@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy import select
 
 from cxrbatch.errors import ReasonCode, Rejected, Retry
-from cxrbatch.store import Backoff, JobQueue, Run, Store, StoreDown, path_to_text, retry_now
+from cxrbatch.store import Backoff, JobQueue, Run, Store, StoreDown, path_to_text, presence, retry_now
 from cxrbatch.store.connection import connect
+from cxrbatch.store.housekeeping import prune
+from cxrbatch.store.rejected import rejected_page, retry_file
 from cxrbatch.store.schema import files
 from cxrbatch.types import FoundFile, Outcome
 from store_images import CASCADE, OTHER_CASCADE, begin, found, linked, reject, scored_file
@@ -147,6 +149,19 @@ def test_a_file_that_changes_in_hand_makes_the_old_answer_late(one: JobQueue, st
     assert states(store) == {"/in/a": "waiting"}
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+def test_of_two_versions_in_hand_the_new_one_counts(one: JobQueue, store: Store, together: bool) -> None:
+    """The file is replaced while it is decoded, claimed again by the same daemon, and the old answer comes last."""
+    versions = [scored_file("/in/a", label, content=label, inode=k) for k, label in enumerate(("NORMAL", "COVID19"))]
+    for version in versions:  # of one size and time
+        one.offer([version.file], inodes_tell=True)
+        assert taken(one) == ["/in/a"]
+    old, new = versions
+    recorded = [one.record([new, old])] if together else [one.record([old]), one.record([new])]
+    assert (sum(each.done for each in recorded), sum(each.late for each in recorded)) == (1, 1)
+    assert [(row.state, row.label) for row in store.results()] == [("done", "COVID19")]
+
+
 def test_a_lease_that_runs_out_is_taken_over_and_the_late_write_loses(
     one: JobQueue, two: JobQueue, store: Store, clock: Clock
 ) -> None:
@@ -183,7 +198,14 @@ def test_a_claim_whose_answer_was_lost_is_found_by_the_next(
             one.claim(["/in"], 1)
     assert sorted([*taken(two), *taken(one)]) == ["/in/b", "/in/c"]
     assert taken(one) == []
-    assert one.record([scored_file("/in/a")]).done == 1
+    offer(one, "/in/a", size=2000)  # replaced while it is in hand
+    with monkeypatch.context() as broken:
+        broken.setattr(dialect, "do_commit", commit_and_lose)
+        with pytest.raises(StoreDown):
+            one.claim(["/in"], 1)
+    assert taken(one) == ["/in/a"]
+    assert one.record([scored_file("/in/a"), scored_file("/in/a", size=2000)]).done == 1
+    assert not {"/in/a"} & one.in_hand.keys()
 
 
 def test_a_lease_that_ran_out_but_was_not_taken_still_counts(one: JobQueue, clock: Clock) -> None:
@@ -279,18 +301,20 @@ def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, s
     one.offer([newer.file, failing], inodes_tell=True)
     assert taken(one) == ["/in/a", "/in/b"]
     one.record([newer, scored_file("/in/b", "NORMAL")])
-    one.offer([claimed], inodes_tell=True)
-    assert taken(one) == ["/in/c"]
+    older = scored_file("/in/d", "COVID19", content="older", size=1001, mtime_ns=replaced.mtime_ns - 5)
+    one.offer([claimed, older.file], inodes_tell=True)  # of /in/d, the scan has the file before
+    assert taken(one) == ["/in/c", "/in/d"]
     late = [
         scored_file("/in/a", "NORMAL", content="old"),
         reject("/in/b", ReasonCode.UNREADABLE),
         reject("/in/c", ReasonCode.UNREADABLE),
+        scored_file("/in/d", "NORMAL", content="old"),
     ]
-    assert store.record(scan.run_id, scan.cascade_id, late).late == 3
-    assert states(store) == {"/in/a": "done", "/in/b": "done", "/in/c": "claimed"}
-    assert {row.path: row.label for row in store.results()} == {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": None}
-    one.record([scored_file("/in/c", "NORMAL")])
-    assert states(store)["/in/c"] == "done"
+    assert store.record(scan.run_id, scan.cascade_id, late).late == 4
+    assert states(store) == {"/in/a": "done", "/in/b": "done", "/in/c": "claimed", "/in/d": "claimed"}
+    one.record([scored_file("/in/c", "NORMAL"), older])
+    labels = {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": "NORMAL", "/in/d": "COVID19"}
+    assert {row.path: row.label for row in store.results()} == labels
 
 
 def test_a_copy_that_another_watch_has_in_hand_is_repaired_without_a_fault(
@@ -324,8 +348,67 @@ def test_a_name_that_is_no_file_gets_its_outcome_without_being_opened(one: JobQu
     assert one.offer([fifo, shut, found("/in/a")], inodes_tell=True) == 1
     assert states(store) == {"/in/fifo": "rejected", "/in/shut": "retry", "/in/a": "waiting"}
     assert taken(one) == ["/in/a"]
-    assert retry_now(store, None) == 0  # only the walk can say that they have healed
+    with connect(store.engine) as connection:
+        rows, _, _ = rejected_page(connection, "", 0, 100)
+    assert len(rows) == 2
+    assert (
+        retry_now(store, None) == sum(retry_file(store, row.id) for row in rows) == 0
+    )  # only the walk can say that they have healed
     assert one.offer([found("/in/fifo")], inodes_tell=True) == 1
+
+
+def test_a_name_that_leads_to_an_older_thing_is_no_longer_its_file(one: JobQueue, store: Store, clock: Clock) -> None:
+    offer(one, "/in/a")
+    taken(one)
+    clock.pass_s(1)  # seen since this daemon began
+    one.record([scored_file("/in/a")])
+    broken = Rejected(ReasonCode.SYMLINK_BROKEN, "A link.")
+    one.offer([found("/in/a", mtime_ns=1_600_000_000_000_000_000, problem=broken)], inodes_tell=True)
+    assert states(store) == {"/in/a": "rejected"}
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["shown by another", "missing"])
+def test_a_file_that_changes_between_look_and_repair_is_not_repaired(
+    one: JobQueue, store: Store, clock: Clock, gone: bool
+) -> None:
+    other = begin(store, OTHER_CASCADE)
+    for run, label in ((one.run, "NORMAL"), (other, "COVID19")):
+        store.record(run.run_id, run.cascade_id, [scored_file("/in/a", label)])
+    cascade_id = other.cascade_id if gone else one.run.cascade_id
+    if gone:
+        one.mark_missing(["/in"], set())
+    with connect(store.engine) as connection:
+        before = presence.look_up(connection, [found("/in/a")], cascade_id)
+    assert bool(before.returned) == gone and bool(before.shown_by_another) != gone
+    offer(one, "/in/a", size=2000)
+    if gone:
+        one.mark_missing(["/in"], set())
+    with connect(store.engine, write=True) as connection:
+        presence.repair(connection, before, cascade_id, clock())
+    assert states(store) == {"/in/a": "missing" if gone else "waiting"}
+    assert {row.label for row in store.results()} == {None}
+
+
+def test_a_file_that_comes_back_while_prune_forgets_it_has_a_row(
+    one: JobQueue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.record(one.run.run_id, one.run.cascade_id, [scored_file("/in/a"), scored_file("/in/b")])
+    one.mark_missing(["/in"], set())
+    look_up = presence.look_up
+
+    def look_up_and_prune(*args: Any, **more: Any) -> Any:
+        up_to_date = look_up(*args, **more)
+        assert len(up_to_date.returned) == 1
+        assert prune(store, 0, really=True).files == 2
+        return up_to_date
+
+    monkeypatch.setattr(presence, "look_up", look_up_and_prune)
+    assert store.unchanged([found("/in/a")], one.run.cascade_id) == set(), "it is read anew"
+    if store.engine.dialect.name == "postgresql":  # a transaction of SQLite is the only one that writes
+        store.record(one.run.run_id, one.run.cascade_id, [scored_file("/in/a"), scored_file("/in/b")])
+        one.mark_missing(["/in"], set())
+        assert offer(one, "/in/b") == 1
+        assert states(store) == {"/in/b": "waiting"}
 
 
 def test_retry_now(one: JobQueue, store: Store) -> None:

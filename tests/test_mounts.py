@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,7 @@ class Watcher:
     def walk(self) -> None:
         self.watcher._walk()
         claimed = self.job_queue.claim([self.root], 100)
-        self.job_queue.record(
-            [scored_file(one.file.path, size=one.file.size, mtime_ns=one.file.mtime_ns) for one in claimed]
-        )
+        self.job_queue.record([replace(scored_file(one.file.path), file=one.file) for one in claimed])
 
 
 def test_a_watched_folder_with_a_share_below_it(tmp_path: Path, store: Store, run: Run) -> None:

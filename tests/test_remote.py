@@ -193,6 +193,16 @@ def test_an_object_that_another_program_recorded_during_the_listing_is_not_missi
     assert beside and scanner.states() == dict.fromkeys(("0.dcm", "1.dcm"), ("rejected", "not_an_image"))
 
 
+def test_an_object_that_is_excluded_by_now_is_not_missing(scanner: Scanner, bucket: Bucket) -> None:
+    for key in ("p/0.dcm", "p/1.png", "p/2.png"):
+        bucket.put(key, b"<html>no")
+    scanner.scan(f"s3://{bucket.name}/p")
+    bucket.delete("p/2.png")
+    scanner.scan(f"s3://{bucket.name}/p", include=["*.dcm"])
+    states = {name: state for name, (state, _) in scanner.states().items()}
+    assert states == {"0.dcm": "rejected", "1.png": "rejected", "2.png": "missing"}
+
+
 @pytest.mark.parametrize(
     ("root", "fault", "says", "code"),
     [
@@ -223,10 +233,15 @@ def test_watch_polls_a_bucket_and_waits_while_it_cannot_be_listed(
     scanner: Scanner, bucket: Bucket, proxy: Proxy
 ) -> None:
     store = f"sqlite:///{scanner.folder}/s.db"
-    with Store.open(store):
-        pass
+    with Store.open(store) as opened:
+        run = begin(opened)
+        opened.record(run.run_id, run.cascade_id, [reject(f"s3://{bucket.name}/p/2.dcm")])
+    for key in ("p", "p/2.dcm"):  # an object that is called as the folder, and one that is excluded now
+        bucket.put(key, b"<html>no")
+    always = {"p": ("rejected", "not_an_image"), "2.dcm": ("rejected", "not_an_image")}
     bucket.put("p/0.png", image(scanner.folder / "0.png", 0).read_bytes())
     environment = os.environ | {"CXRBATCH_CASCADE": str(scanner.bundle), "CXRBATCH_POLL_S": "0.3"}
+    environment |= {"CXRBATCH_EXCLUDE": '["*.dcm"]'}
     environment |= {"CXRBATCH_WORKERS": "1", "TEST_ENGINE": "arithmetic"}
     process = fork_server().start(["--db", store, "watch", f"s3://{bucket.name}/p"], scanner.folder, environment)
 
@@ -243,13 +258,25 @@ def test_watch_polls_a_bucket_and_waits_while_it_cannot_be_listed(
         bucket.delete("p/0.png")
         seen = len(proxy.requests)
         wait_until(lambda: len(proxy.requests) > seen + 3)
-        assert scanner.states() == {"0.png": ("done", None)}, "nothing is missing while nobody can look"
+        assert scanner.states() == always | {"0.png": ("done", None)}, "nothing is missing while nobody can look"
         proxy.fault = lambda method, path: None
-        wait_until(lambda: scanner.states() == {"0.png": ("missing", None), "1.png": ("done", None)})
+        wait_until(lambda: scanner.states() == always | {"0.png": ("missing", None), "1.png": ("done", None)})
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(LIMIT_S)
     assert process.returncode == 0
+
+
+def test_watch_once_says_that_a_bucket_could_not_be_listed(scanner: Scanner, bucket: Bucket, proxy: Proxy) -> None:
+    answers = iter([None])  # to the question whether it can be listed at all
+    proxy.fault = lambda method, path: next(answers, 403)
+    environment = os.environ | {"CXRBATCH_CASCADE": str(scanner.bundle), "TEST_ENGINE": "arithmetic"}
+    store = f"sqlite:///{scanner.folder}/s.db"
+    process = fork_server().start(
+        ["--db", store, "watch", "--once", f"s3://{bucket.name}/p"], scanner.folder, environment
+    )
+    _, log = process.communicate(LIMIT_S)
+    assert process.wait(LIMIT_S) == ExitCode.SOME_REJECTED and "The folder cannot be listed." in log
 
 
 def test_credentials_for_a_prefix_alone_are_enough(bucket: Bucket, proxy: Proxy) -> None:

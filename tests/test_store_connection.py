@@ -176,9 +176,12 @@ def test_nobody_waits_for_ever_behind_a_lock(store_url: str, monkeypatch: pytest
         assert store.counts().by_state == {}
     with connect(make_engine(f"{store_url}{'&' if '?' in store_url else '?'}options=-c%20lock_timeout%3D7s")) as own:
         assert own.exec_driver_sql("SHOW lock_timeout").scalar_one() == "7s", "who sets it in the URL knows better"
-    monkeypatch.setenv("PGOPTIONS", "-c lock_timeout=8s")
+    for name, value in (("PGOPTIONS", "-c lock_timeout=8s"), ("PGAPPNAME", "ward 3"), ("PGCONNECT_TIMEOUT", "3")):
+        monkeypatch.setenv(name, value)
     with connect(make_engine(store_url)) as own:
         assert own.exec_driver_sql("SHOW lock_timeout").scalar_one() == "8s"
+        assert own.exec_driver_sql("SHOW application_name").scalar_one() == "ward 3"
+        assert own.connection.dbapi_connection.info.get_parameters()["connect_timeout"] == "3"
 
 
 def begin_ids(store: Store) -> tuple[int, int]:

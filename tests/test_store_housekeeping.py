@@ -200,9 +200,9 @@ def test_a_backup_on_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path
     assert not list(tmp_path.glob("*copy*"))
 
 
-def backup_that_stops(url: str, target: Path, event: str) -> None:
-    """A backup whose process is stopped at an audit event of Python."""
-    sys.addaudithook(lambda name, _: os.kill(os.getpid(), signal.SIGSTOP) if name == event else None)
+def backup_that_stops(url: str, target: Path, event: str, how: int = signal.SIGSTOP) -> None:
+    """A backup whose process is stopped (or killed) at an audit event of Python."""
+    sys.addaudithook(lambda name, _: os.kill(os.getpid(), how) if name == event else None)
     backup(url, target)
 
 
@@ -229,6 +229,17 @@ def test_two_backups_to_one_name_at_a_time_do_not_mix(tmp_path: Path) -> None:
     assert ended == [0, 1] and target.read_bytes() == copied
     assert check(f"sqlite:///{target}") == []
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_what_a_killed_backup_left_is_removed_by_the_next_to_that_name(tmp_path: Path) -> None:
+    url, target = f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "copy.db"
+    Store.open(url).close()
+    killed = get_context("fork").Process(target=backup_that_stops, args=(url, target, "os.rename", signal.SIGKILL))
+    killed.start()
+    killed.join()
+    assert [path.name for path in tmp_path.glob(".*.part")] == [f".copy.db.{killed.pid}.part"]
+    backup(url, target)
+    assert check(f"sqlite:///{target}") == [] and not list(tmp_path.glob(".*.part"))
 
 
 def test_a_backup_beside_a_writer_is_whole(tmp_path: Path) -> None:

@@ -273,6 +273,12 @@ def test_an_engine_that_is_lost_ends_the_process_and_the_next_one_goes_on(place:
     assert place.settled()
 
 
+def test_once_says_that_a_name_is_no_file_also_when_it_is_known(place: Place) -> None:
+    os.mkfifo(place.incoming / "fifo")
+    for _ in range(2):
+        assert place.run("--once") == ExitCode.SOME_REJECTED
+
+
 def test_once_that_is_ended_before_its_end_says_so(place: Place) -> None:
     image(place.incoming / "young.png", 1)
     daemon = place.start("--once", CXRBATCH_QUIET_S="3600")

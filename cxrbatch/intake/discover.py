@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -78,16 +78,22 @@ def roots_of(paths: Sequence[str | Path]) -> list[str]:
     return roots
 
 
-def discover(roots: Sequence[str], wanted: Wanted, unlisted: list[str] | None = None) -> Iterator[FoundFile]:
+def discover(
+    roots: Sequence[str],
+    wanted: Wanted,
+    unlisted: list[str] | None = None,
+    excluded: Callable[[str], object] = lambda path: None,
+) -> Iterator[FoundFile]:
     """Walk `roots` (files or folders) depth first.
 
     Links to files inside the root are followed. Links to folders inside it are not, since their files are found at
     their own place. Links that leave the root, form a loop or are broken are yielded with that problem. Folders that
-    could not be listed completely are also added to `unlisted`: their contents are unknown.
+    could not be listed completely are also added to `unlisted`: their contents are unknown. `excluded` is called with
+    the path of each object of a bucket that is there and not wanted: unlike a file, it cannot be looked at later.
     """
     for root in roots:
         if is_remote(root):
-            yield from _objects(root, wanted, unlisted)
+            yield from _objects(root, wanted, unlisted, excluded)
             continue
         if not os.path.isdir(root):
             yield _look_at(root)
@@ -95,7 +101,9 @@ def discover(roots: Sequence[str], wanted: Wanted, unlisted: list[str] | None = 
         yield from _walk(root, root, wanted, unlisted)
 
 
-def _objects(root: str, wanted: Wanted, unlisted: list[str] | None) -> Iterator[FoundFile]:
+def _objects(
+    root: str, wanted: Wanted, unlisted: list[str] | None, excluded: Callable[[str], object]
+) -> Iterator[FoundFile]:
     for file in list_objects(root):
         if file.problem is not None and unlisted is not None:
             unlisted.append(root)
@@ -103,6 +111,8 @@ def _objects(root: str, wanted: Wanted, unlisted: list[str] | None) -> Iterator[
         folders_wanted = all(wanted.wants(file.path[:end], root, folder=True) for end in ends)
         if file.path in (root, root + "/") or (folders_wanted and wanted.wants(file.path, root)):
             yield file
+        else:
+            excluded(file.path)
 
 
 def look_at(path: str, root: str, wanted: Wanted) -> Iterator[FoundFile]:

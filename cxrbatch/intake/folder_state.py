@@ -141,8 +141,9 @@ class FolderState:
         device = self._root_device()
         self.known_mounts |= self._mount_points(self.root)
         seen, stat_errors, unlisted = PathHashSet(self.long_paths), list[FoundFile](), list[str]()
-        for file in discover([self.root], self._wanted, unlisted):
-            if file.path in (self.root, self.root + "/"):
+        unlisted_root = self.root + "/" if is_remote(self.root) else self.root  # an object may be called as its folder
+        for file in discover([self.root], self._wanted, unlisted, lambda path: seen.add(path_to_text(path))):
+            if file.path == unlisted_root:
                 raise Paused("The folder cannot be listed.")
             text = path_to_text(file.path)
             seen.add(text)
@@ -151,7 +152,7 @@ class FolderState:
                 continue
             if CUT_MARK in text:
                 self.long_paths[text] = file.path
-            if self._known.get(hash(text)) == self._print(file):
+            if self._known.get(hash(text)) == self._fingerprint(file):
                 continue
             if file.problem is not None or self._stands_still(file):
                 yield file
@@ -182,7 +183,9 @@ class FolderState:
                     self.long_paths[text] = file.path
                 if isinstance(file.problem, Retry):
                     self.walk_wanted = True
-                elif self._known.get(hash(text)) != self._print(file) and (file.problem or self._stands_still(file)):
+                elif self._known.get(hash(text)) != self._fingerprint(file) and (
+                    file.problem or self._stands_still(file)
+                ):
                     yield file
             if nothing and (path in self._unstable or hash(path_to_text(path)) in self._known):
                 self.walk_wanted = True
@@ -198,7 +201,7 @@ class FolderState:
                 del self._unstable[path]  # left to the next walk
                 continue
             now = FoundFile(path, info.st_size, info.st_mtime_ns, info.st_ino)
-            if self._print(now) == self._print(file):
+            if self._fingerprint(now) == self._fingerprint(file):
                 yield file
             else:
                 self._unstable[path] = (self._clock(), now)
@@ -206,7 +209,7 @@ class FolderState:
     def noted(self, files: Iterable[FoundFile]) -> None:
         """The job queue has these files: they are yielded again only when they change."""
         for file in files:
-            self._known[hash(path_to_text(file.path))] = self._print(file)
+            self._known[hash(path_to_text(file.path))] = self._fingerprint(file)
             self._unstable.pop(file.path, None)
 
     def _stands_still(self, file: FoundFile) -> bool:
@@ -219,12 +222,12 @@ class FolderState:
             self._unstable[file.path] = (self._clock(), file)
             return self._quiet_s == 0
         since, before = unstable
-        if self._print(before) != self._print(file):
+        if self._fingerprint(before) != self._fingerprint(file):
             self._unstable[file.path] = (self._clock(), file)
             return False
         return self._clock() - since >= self._quiet_s
 
-    def _print(self, file: FoundFile) -> int:
+    def _fingerprint(self, file: FoundFile) -> int:
         inode = file.inode if self.inodes_tell else 0
         return hash((file.size, file.mtime_ns, inode, file.version, file.problem and file.problem.reason_code))
 

@@ -6,7 +6,6 @@ died is in Postgres (store/leases.py); no image goes through Ray. A node that jo
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import socket
@@ -22,7 +21,8 @@ from urllib.parse import urlsplit
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Retry
 from cxrbatch.intake.stability import settle
-from cxrbatch.ops.cluster_runner import Job, Runner, Status, job_queue_of
+from cxrbatch.ops.cluster_runner import Job, Runner, Status
+from cxrbatch.ops.setup import job_queue_of
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
 from cxrbatch.store import RetryPolicy, Run, Store
@@ -165,6 +165,18 @@ def _without_cut_paths(found: list[FoundFile], store: Store, run: Run) -> list[F
     return [file for file in found if file not in cut] if cut else found
 
 
+def _next_files(files: Iterator[FoundFile | None]) -> tuple[list[FoundFile], bool | None]:
+    """Files to offer at once, and whether others follow: True: now; False: later (some still change); None: no more."""
+    some: list[FoundFile] = []
+    for file in files:
+        if file is None:
+            return some, False
+        some.append(file)
+        if len(some) == _OFFER:
+            return some, True
+    return some, None
+
+
 def distribute(
     ray: Any,
     found: Iterator[FoundFile],
@@ -183,22 +195,21 @@ def distribute(
     """
     job_queue = job_queue_of(store, job.run, job.settings)
     cluster, retry = _Cluster(ray, job, placed_s), RetryPolicy(stop=stop)
-    files = (file for file in settle(found, job.settings.quiet_s) if file is not None)
-    listed = False
+    files = settle(found, job.settings.quiet_s)
     next_look = 0.0
     try:
         while not stop.is_set():
-            if not listed:
-                some = list(itertools.islice(files, _OFFER))
-                listed = len(some) < _OFFER
+            some, more = _next_files(files)
+            if some:
                 some = retry(partial(_without_cut_paths, some, store, job.run))
                 with_problem = sum(file.problem is not None for file in some)
-                offer = partial(job_queue.offer, some, inodes_tell=False, retry_at_once=True)
-                offered = retry(offer) if some else 0
+                offered = retry(partial(job_queue.offer, some, inodes_tell=False, retry_at_once=True))
                 counts.unchanged += len(some) - with_problem - offered
-            if listed and not retry(partial(job_queue.unfinished, job.roots)):
+            if more is None and not retry(partial(job_queue.unfinished, job.roots)):
                 break
-            if listed or time.monotonic() >= next_look:
+            if not more:
+                stop.wait(max(0.0, next_look - time.monotonic()))
+            if time.monotonic() >= next_look:
                 cluster.place()
                 cluster.look()
                 cluster.counts(counts)

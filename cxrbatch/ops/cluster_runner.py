@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import threading
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.protocol import InferenceEngine
 from cxrbatch.intake.remote import is_remote
 from cxrbatch.intake.watcher import claims
+from cxrbatch.ops.setup import claimed_at_once, job_queue_of
 from cxrbatch.pipeline import Context, Counts, Sink
 from cxrbatch.settings import Settings, without_password
-from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Run, Store
+from cxrbatch.store import JobQueue, RetryPolicy, Run, Store
 
-__all__ = ["Job", "Runner", "Status", "folders_of", "job_queue_of"]
+__all__ = ["Job", "Runner", "Status", "folders_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +93,12 @@ class Runner:
             ended = threading.Event()
             renewing = threading.Thread(target=_renew, args=(job_queue, ended), daemon=True)
             renewing.start()
-            work_available = threading.Event()
-            most = 2 * (settings.batch_size or 8) + 2 * (settings.workers or os.cpu_count() or 1)
             claimed = claims(
                 job_queue,
                 lambda: job.roots,
-                most,
+                claimed_at_once(settings),
                 retry=retry,
-                work_available=work_available,
+                work_available=threading.Event(),
                 enough=self._drained.is_set,
             )
             context = Context(settings, bundle, job.identifiers, job.roots, self._counts, retry=retry)
@@ -128,13 +126,6 @@ def _holds_something(folder: str) -> bool:
             return any(True for _ in entries)
     except OSError:
         return False
-
-
-def job_queue_of(store: Store, run: Run, settings: Settings) -> JobQueue:
-    """The job queue of a run, for this process."""
-    backoff = Backoff(settings.retry_first_s, settings.retry_most_s, settings.truncated_tries)
-    owner = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-    return JobQueue(store, run, owner, settings.lease_s, backoff)
 
 
 def _start(settings: Settings, bundle: Bundle, job_queue: JobQueue) -> tuple[InferenceEngine, Sink]:

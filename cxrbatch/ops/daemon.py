@@ -63,6 +63,7 @@ class Daemon:
     finished: threading.Event = field(default_factory=threading.Event)
     counts: Counts = field(default_factory=Counts)
     watchers: list[FolderWatcher] = field(default_factory=list)
+    some_rejected: bool = False  # with `once`, at its end: a file has a reason code, or a folder cannot be listed
     failure: BaseException | None = None
     caught: list[int] = field(default_factory=list)  # the signals that ask for the end of the process
     reloading: bool = False  # it stops because of a SIGHUP

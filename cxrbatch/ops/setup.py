@@ -1,10 +1,11 @@
-"""The common setup of scan, watch and receive: signals, the run's row, and which names are included."""
+"""The common setup of scan, watch and receive: signals, the run's row, its job queue, which names are included."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import secrets
 import signal
 import socket
 import threading
@@ -18,11 +19,11 @@ from cxrbatch.intake.discover import Wanted
 from cxrbatch.intake.remote import normal_path
 from cxrbatch.ops.key_file import key_file_of
 from cxrbatch.settings import Settings, without_password
-from cxrbatch.store import CascadeIdentity, Run, Store
+from cxrbatch.store import Backoff, CascadeIdentity, JobQueue, Run, Store
 from cxrbatch.store.connection import store_file
 from cxrbatch.store.writer_lock import LOCK_SUFFIX
 
-__all__ = ["begin_run", "engine_description", "identity_of", "stopping", "wanted_of"]
+__all__ = ["begin_run", "claimed_at_once", "engine_description", "identity_of", "job_queue_of", "stopping", "wanted_of"]
 
 
 def identity_of(bundle: Bundle, exact: bool) -> CascadeIdentity:
@@ -47,6 +48,18 @@ def begin_run(store: Store, settings: Settings, bundle: Bundle, engine: Inferenc
         host=socket.gethostname(),
         version=__version__,
     )
+
+
+def job_queue_of(store: Store, run: Run, settings: Settings) -> JobQueue:
+    """The job queue of a run, for this process."""
+    backoff = Backoff(settings.retry_first_s, settings.retry_most_s, settings.truncated_tries)
+    owner = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+    return JobQueue(store, run, owner, settings.lease_s, backoff)
+
+
+def claimed_at_once(settings: Settings) -> int:
+    """Files that a process takes from the job queue in one go: enough for two batches and two files a decoder."""
+    return 2 * (settings.batch_size or 8) + 2 * (settings.workers or os.cpu_count() or 1)
 
 
 def engine_description(engine: InferenceEngine) -> str:

@@ -23,56 +23,25 @@ from cxrbatch.store.sql import utc_text
 __all__ = ["TRACE_VERSION", "is_path", "print_trace", "trace_of"]
 
 TRACE_VERSION = 1
-_FILE: tuple[str, ...] = (
-    "path",
-    "state",
-    "label",
-    "confidence",
-    "decision",
-    "reason_code",
-    "reason",
-    "processed_at",
-    "size",
-    "mtime_ns",
+# fmt: off
+_FILE = (
+    "path", "state", "label", "confidence", "decision", "reason_code", "reason", "processed_at", "size", "mtime_ns",
+    "attempts", "next_attempt_at", "first_seen", "last_seen", "missing_since",
 )
-_FILE += ("attempts", "next_attempt_at", "first_seen", "last_seen", "missing_since")
-_PREDICTION: tuple[str, ...] = (
-    "label",
-    "confidence",
-    "decision",
-    "is_chest",
-    "gate_probability",
-    "ood_score",
-    "review_reasons",
-    "label_set",
-    "abnormal_probability",
-    "scores_json",
+_PREDICTION = (
+    "label", "confidence", "decision", "is_chest", "gate_probability", "ood_score", "review_reasons", "label_set",
+    "abnormal_probability", "scores_json", "processed_at",
 )
-_PREDICTION += ("processed_at",)
-_CASCADE: tuple[str, ...] = ("name", "version", "manifest_sha256", "stages", "weights_sha256", "first_used")
-_RUN: tuple[str, ...] = ("id", "started_at", "finished_at", "host", "version", "device", "engine")
-_REVIEW: tuple[str, ...] = (
-    "reviewer",
-    "action",
-    "label",
-    "comment",
-    "at",
-    "shown_label",
-    "shown_confidence",
-    "blinded",
-    "adjudication",
+_CASCADE = ("name", "version", "manifest_sha256", "stages", "weights_sha256", "first_used")
+_RUN = ("id", "started_at", "finished_at", "host", "version", "device", "engine")
+_REVIEW = (
+    "reviewer", "action", "label", "comment", "at", "shown_label", "shown_confidence", "blinded", "adjudication",
 )
-_SENT: tuple[str, ...] = (
-    "destination",
-    "kind",
-    "revision",
-    "sop_instance_uid",
-    "state",
-    "attempts",
-    "last_status",
-    "next_attempt_at",
+_SENT = (
+    "destination", "kind", "revision", "sop_instance_uid", "state", "attempts", "last_status", "next_attempt_at",
+    "created_at", "sent_at",
 )
-_SENT += ("created_at", "sent_at")
+# fmt: on
 
 
 def print_trace(settings: Settings, what: str) -> None:

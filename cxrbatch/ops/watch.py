@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,10 +41,10 @@ from cxrbatch.ops.metrics import Metrics
 from cxrbatch.ops.monitor import serve_monitor
 from cxrbatch.ops.reporter import ProgressLog, store_outage
 from cxrbatch.ops.sd_notify import sd_notify
-from cxrbatch.ops.setup import begin_run, engine_description
+from cxrbatch.ops.setup import begin_run, claimed_at_once, engine_description, job_queue_of
 from cxrbatch.pipeline import Context, Sink
 from cxrbatch.settings import Settings
-from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Store, StoreDown, only_writer
+from cxrbatch.store import JobQueue, RetryPolicy, Store, StoreDown, only_writer
 
 __all__ = ["run_watch"]
 
@@ -95,7 +93,7 @@ def run_watch(
                 sd_notify("STOPPING=1")
                 return daemon.exit_code
             if heartbeat.renewed is None:
-                return ExitCode.SOME_REJECTED if daemon.counts.rejected else ExitCode.OK
+                return ExitCode.SOME_REJECTED if daemon.some_rejected else ExitCode.OK
             before, (settings, bundle) = (settings, bundle), heartbeat.renewed
             log.info("settings_renewed")
 
@@ -134,7 +132,7 @@ def _run_daemon(daemon: Daemon, heartbeat: Heartbeat) -> None:
         claimed = claims(
             job_queue,
             lambda: [watcher.folder.root for watcher in daemon.watchers if not watcher.paused],
-            2 * (settings.batch_size or 8) + 2 * (settings.workers or os.cpu_count() or 1),
+            claimed_at_once(settings),
             retry=retry,
             work_available=daemon.work_available,
             long_paths=partial(long_paths_of, daemon),
@@ -145,6 +143,9 @@ def _run_daemon(daemon: Daemon, heartbeat: Heartbeat) -> None:
             roots = tuple(daemon.roots)
             context = Context(settings, daemon.bundle, identifiers, roots, daemon.counts, ProgressLog(), retry)
             pipeline.run(claimed, context, partial(_start_engine, daemon, job_queue, retry))
+            if daemon.once:
+                reasons = retry(partial(store.counts, roots)).by_reason
+                daemon.some_rejected = bool(reasons) or any(watcher.paused for watcher in daemon.watchers)
             if dispatch is not None and daemon.once:
                 dispatch.drain()
         daemon.stop.set()
@@ -160,16 +161,8 @@ def _begin(daemon: Daemon, store: Store) -> JobQueue:
     settings = daemon.settings
     run = begin_run(store, settings, daemon.bundle, None)
     failpoint("start.run_begun")
-    backoff = Backoff(settings.retry_first_s, settings.retry_most_s, settings.truncated_tries)
-    return JobQueue(
-        store,
-        run,
-        f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
-        settings.lease_s,
-        backoff,
-        daemon.metrics.count,
-        retries_due_by=store.time() if daemon.once else None,
-    )
+    due_by = store.time() if daemon.once else None
+    return replace(job_queue_of(store, run, settings), recorded=daemon.metrics.count, retries_due_by=due_by)
 
 
 def _start_engine(daemon: Daemon, job_queue: JobQueue, retry: RetryPolicy) -> tuple[InferenceEngine, Sink]:

@@ -205,7 +205,7 @@ def walk(
     """
     for root in roots:
         found_before = counts.found
-        for file in discover([root], wanted, counts.unlisted):
+        for file in discover([root], wanted, counts.unlisted, lambda path: seen.add(path_to_text(path))):
             if stop.is_set():
                 return
             counts.found += 1

@@ -29,8 +29,8 @@ _BUSY_S = 30  # how long a writer waits for another one, and on Postgres every s
 _FROZEN_S = 60  # how long Postgres waits for the next statement of a transaction that writes
 _LONGEST_S = 300  # a whole transaction that writes, from Postgres 17 on
 _SQLITE_MAGIC = b"SQLite format 3\0"
-#: Parameters of libpq, unless the URL sets them. A server or network that is lost without a message is detected within
-#: a minute, both while waiting for an answer and while sending.
+#: Parameters of libpq, unless the URL or libpq's own environment sets them. A server or network that is lost without a
+#: message is detected within a minute, both while waiting for an answer and while sending.
 _LIBPQ = {
     "connect_timeout": "10",
     "keepalives": "1",
@@ -40,6 +40,7 @@ _LIBPQ = {
     "tcp_user_timeout": "60000",  # ms
     "application_name": "cxrbatch",
 }
+_LIBPQ_ENVIRONMENT = {"connect_timeout": "PGCONNECT_TIMEOUT", "application_name": "PGAPPNAME"}
 _READ_ONLY = "25006"  # after a failover: this server is a standby now
 _HINT = "use sqlite:///cxrbatch.db or postgresql+psycopg://user@host/database"
 
@@ -100,7 +101,7 @@ def make_engine(url: str, *, may_create: bool = False, read_only: bool = False) 
         event.listen(engine, "begin", same_file)
         return engine
     try:
-        given = {name for name in _LIBPQ if name in parsed.query}
+        given = parsed.query.keys() | {name for name, variable in _LIBPQ_ENVIRONMENT.items() if variable in os.environ}
         asked = {name: value for name, value in _LIBPQ.items() if name not in given}
         # Behind a lock of a program that stands still, reading too would wait for ever, without a word.
         waiting = f"-c lock_timeout={_BUSY_S * 1000:.0f}"

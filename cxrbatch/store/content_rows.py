@@ -1,16 +1,23 @@
-"""How a decoded image and its prediction become rows of `images`, `predictions` and `scores`."""
+"""How a decoded image and its prediction become rows of `images`, `predictions` and `scores`, repeated in `files`."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from datetime import datetime
+from functools import cache
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy import Connection, select
+
 from cxrbatch.store.paths import plain
+from cxrbatch.store.schema import FileState, predictions
+from cxrbatch.store.sql import AnyRow, execute_for, in_keys
 from cxrbatch.types import DecodedImage, ImageFacts, Prediction
 
-__all__ = ["image_columns", "image_row", "prediction_row", "score_rows"]
+__all__ = ["image_columns", "image_row", "prediction_columns", "prediction_row", "predictions_of", "score_rows"]
 
 _HEADER_CHARACTERS = 300  # kept of one header field
 _HEADER_TEXTS = (
@@ -37,6 +44,18 @@ def image_columns(image_id: int, image: DecodedImage) -> dict[str, Any]:
     uids = ("sop_instance_uid", "study_instance_uid")
     copied: dict[str, Any] = {name: plain(getattr(image.facts, name), _HEADER_CHARACTERS) for name in uids}
     return copied | {"image_id": image_id, "sha256": image.sha256}
+
+
+def prediction_columns(prediction: AnyRow) -> dict[str, Any]:
+    """What files repeats of predictions."""
+    return {
+        "state": str(FileState.DONE),
+        "prediction_id": prediction.id,
+        "label": prediction.label,
+        "confidence": prediction.confidence,
+        "decision": prediction.decision,
+        "processed_at": prediction.processed_at,
+    }
 
 
 def image_row(sha256: str, facts: ImageFacts, now: datetime) -> dict[str, Any]:
@@ -76,6 +95,19 @@ def _scores_json(probabilities: dict[str, float]) -> str | None:
     if not probabilities:
         return None
     return json.dumps({label: round(_finite(p) or 0.0, 6) for label, p in probabilities.items()})
+
+
+@cache
+def _select_predictions(dialect: str) -> sa.Select[*tuple[Any, ...]]:
+    return select(predictions).where(
+        in_keys(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
+    )
+
+
+def predictions_of(connection: Connection, image_ids: Iterable[int | None], cascade_id: int) -> dict[int, AnyRow]:
+    """The rows of `predictions` of this cascade for these contents, by image id."""
+    query = _select_predictions(connection.dialect.name)
+    return {row.image_id: row for row in execute_for(connection, query, image_ids, cascade=cascade_id)}
 
 
 def score_rows(prediction_id: int, prediction: Prediction) -> list[dict[str, Any]]:

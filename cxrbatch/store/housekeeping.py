@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import sqlite3
@@ -27,7 +28,7 @@ from cxrbatch.store.review_schema import (
     rounds,
 )
 from cxrbatch.store.schema import FileState, audit, files, images, outbox, predictions, scores
-from cxrbatch.store.sql import bind_keys, chunks, in_keys
+from cxrbatch.store.sql import chunks, execute_for, in_keys
 from cxrbatch.store.store import Store
 from cxrbatch.store.views import results
 
@@ -58,6 +59,9 @@ def backup(url: str, target: Path) -> None:
         raise Fatal(f"The backup {target} is there already: name a new file.")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")  # not that of another backup to this name
     try:
+        for left_over in target.parent.glob(f".{glob.escape(target.name)}.[0-9]*.part"):
+            if not Path("/proc", left_over.suffixes[-2][1:]).exists():  # its process was killed
+                left_over.unlink(missing_ok=True)
         part.unlink(missing_ok=True)
         with closing(sqlite3.connect(store, isolation_level=None)) as connection:
             connection.execute("VACUUM INTO ?", (os.fspath(part),))
@@ -156,20 +160,19 @@ def _orphans(
 
 
 def _forget_images(connection: Connection, page: list[int], before: datetime, include_reviewed: bool) -> Pruned:
-    keys = {"keys": bind_keys(connection, page)}
     dialect = connection.dialect.name
     still = _orphans(dialect, before, sa.false(), include_reviewed).where(in_keys(dialect, images.c.id))
-    ids = list(connection.execute(still, keys).scalars())
+    ids = list(execute_for(connection, still, page).scalars())
     judged = 0
     if include_reviewed:
         places = select(round_items.c.id).where(in_keys(dialect, round_items.c.image_id))
-        item_ids = list(connection.execute(places, {"keys": bind_keys(connection, ids)}).scalars())
+        item_ids = list(execute_for(connection, places, ids).scalars())
         _delete(connection, round_assignments, round_assignments.c.item_id, item_ids)
         for table in (round_items, review_status, reads):
             _delete(connection, table, table.c.image_id, ids)
         judged = _delete(connection, reviews, reviews.c.image_id, ids)
     reported = select(predictions.c.id).where(in_keys(dialect, predictions.c.image_id))
-    prediction_ids = list(connection.execute(reported, {"keys": bind_keys(connection, ids)}).scalars())
+    prediction_ids = list(execute_for(connection, reported, ids).scalars())
     _delete(connection, outbox, outbox.c.image_id, ids)
     _delete(connection, scores, scores.c.prediction_id, prediction_ids)
     _delete(connection, predictions, predictions.c.id, prediction_ids)
@@ -187,7 +190,7 @@ def _delete(
     statement = sa.delete(table).where(in_keys(connection.dialect.name, column))
     if condition is not None:
         statement = statement.where(condition)
-    return connection.execute(statement, {"keys": bind_keys(connection, keys)}).rowcount
+    return execute_for(connection, statement, keys).rowcount
 
 
 def _damage(connection: Connection) -> list[str]:

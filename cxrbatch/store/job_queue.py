@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import update
 
-from cxrbatch.errors import ReasonCode, StoreDown
+from cxrbatch.errors import StoreDown
 from cxrbatch.failpoints import failpoint
 from cxrbatch.store import leases
 from cxrbatch.store.connection import connect
@@ -21,7 +21,7 @@ from cxrbatch.store.schema import runs
 from cxrbatch.store.store import Run, Store
 from cxrbatch.types import FoundFile, Outcome
 
-__all__ = ["JobQueue", "retry_now"]
+__all__ = ["JobQueue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class JobQueue:
     recorded: Callable[[Sequence[Outcome], Recorded, float], None] = lambda outcomes, recorded, took_s: None
     #: `watch --once` tries no file twice: it claims only retries that were due when it started. None: all that are due.
     retries_due_by: datetime | None = None
-    in_hand: set[str] = field(default_factory=set)  # keys of the rows that are claimed and not yet recorded
+    in_hand: dict[str, FoundFile] = field(default_factory=dict)  # claimed and not yet recorded, by the key of its row
     doubt: threading.Event = field(default_factory=threading.Event)  # set while the result of the last claim is unknown
 
     def offer(self, found: Sequence[FoundFile], *, inodes_tell: bool, retry_at_once: bool = False) -> int:
@@ -51,9 +51,14 @@ class JobQueue:
         offered = 0
         if whole:
             with connect(self.store.engine, write=True) as connection:
-                now = self.store.now(connection)
-                how = {"inodes_tell": inodes_tell, "retry_at_once": retry_at_once}
-                offered = leases.offer(connection, whole, self.run.cascade_id, now, **how)
+                offered = leases.offer(
+                    connection,
+                    whole,
+                    self.run.cascade_id,
+                    self.store.now(connection),
+                    inodes_tell=inodes_tell,
+                    retry_at_once=retry_at_once,
+                )
                 failpoint("offer.before_commit")
             failpoint("offer.committed")
         if known_by_name:
@@ -73,7 +78,7 @@ class JobQueue:
                 claimed = []
                 if self.doubt.is_set():
                     held = leases.held(connection, self.owner)
-                    claimed = [one for one in held if one.text not in self.in_hand]
+                    claimed = [one for one in held if not self._has(one.text, one.file)]
                 room = most - len(claimed)
                 claimed += leases.claim(connection, self.owner, roots, room, self.lease_s, now, self.retries_due_by)
                 failpoint("claim.before_commit")
@@ -82,8 +87,13 @@ class JobQueue:
             raise
         failpoint("claim.committed")
         self.doubt.clear()
-        self.in_hand.update(one.text for one in claimed)
+        self.in_hand.update((one.text, one.file) for one in claimed)
         return claimed
+
+    def _has(self, text: str, file: FoundFile) -> bool:
+        """Whether this version of a file is in hand."""
+        known = self.in_hand.get(text)
+        return known is not None and leases.file_columns(known) == leases.file_columns(file)
 
     def renew(self) -> int:
         """Renew all leases of this owner for lease_s more seconds. Returns how many files that is."""
@@ -100,7 +110,9 @@ class JobQueue:
             self.run.run_id, self.run.cascade_id, outcomes, owner=self.owner, backoff=self.backoff
         )
         self.recorded(outcomes, recorded, time.perf_counter() - started)
-        self.in_hand.difference_update(path_to_text(outcome.file.path) for outcome in outcomes)
+        for outcome in outcomes:
+            if self._has(text := path_to_text(outcome.file.path), outcome.file):
+                self.in_hand.pop(text, None)
         return recorded
 
     def unfinished(self, roots: Sequence[str]) -> bool:
@@ -121,7 +133,8 @@ class JobQueue:
             later = None if for_s is None else now + timedelta(seconds=for_s)
             released = leases.release(connection, self.owner, texts, later)
             failpoint("release.before_commit")
-        self.in_hand.difference_update(list(self.in_hand) if texts is None else texts)
+        for text in list(self.in_hand) if texts is None else texts:
+            self.in_hand.pop(text, None)
         return released
 
     def release_everybodys(self) -> int:
@@ -139,11 +152,6 @@ class JobQueue:
         since: datetime | None = None,
     ) -> int:
         """Mark paths below `roots` that are not in `seen` (path texts) as missing: see Store.mark_missing."""
-        left = {"unlisted": unlisted, "unmounted": unmounted}
-        return self.store.mark_missing(self.run.run_id, roots, seen, since=since, **left)
-
-
-def retry_now(store: Store, reason_code: ReasonCode | None) -> int:
-    """Queue failed files again (for one reason, or all); returns how many files that is."""
-    with connect(store.engine, write=True) as connection:
-        return leases.retry_now(connection, reason_code)
+        return self.store.mark_missing(
+            self.run.run_id, roots, seen, unlisted=unlisted, unmounted=unmounted, since=since
+        )

@@ -5,7 +5,7 @@
     renew      the owner is alive                           -> a later lease_until
     (record)   an outcome, from the owner only              -> done, rejected, retry   (recording.py)
     release    the owner stops                              -> waiting
-    retry_now  a user requests another try                  -> waiting
+    (retry)    a user requests another try                  -> waiting                (rejected.py)
 
 An expired lease may be taken over; a late outcome of its first owner is dropped. On Postgres the server's clock is
 used, so that the hosts' clocks need not agree. Each function works inside the caller's transaction.
@@ -14,8 +14,8 @@ used, so that the hosts' clocks need not agree. Each function works inside the c
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -23,16 +23,27 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, select, update
 
-from cxrbatch.errors import ReasonCode
 from cxrbatch.store import presence
 from cxrbatch.store.paths import path_to_text, text_to_path
 from cxrbatch.store.queries import ROOTS_AT_ONCE, below
 from cxrbatch.store.schema import FileState, files
-from cxrbatch.store.sql import AnyRow, bind_keys, chunks, from_unsigned, in_keys, insert
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, from_unsigned, in_keys, insert
 from cxrbatch.types import FoundFile, to_int64
 
-__all__ = ["Backoff", "Claimed", "claim", "held", "offer", "owned", "release", "renew", "retry_now", "unfinished"]
+__all__ = [
+    "Backoff",
+    "Claimed",
+    "claim",
+    "file_columns",
+    "held",
+    "offer",
+    "owned",
+    "release",
+    "renew",
+    "unfinished",
+]
 
+_FOUND = (files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version)
 _OUTCOME = ("prediction_id", "label", "confidence", "decision", "processed_at")
 #: The order of the index of states. Without it Postgres reads the table from its beginning, because nearly every row
 #: waits by its statistics: past all rows that are done by now, for each claim.
@@ -60,6 +71,16 @@ class Claimed:
     file: FoundFile
 
 
+def file_columns(file: FoundFile) -> dict[str, Any]:
+    """What a row has of a file as it was listed: with other values it is another file."""
+    return {
+        "size": to_int64(file.size),
+        "mtime_ns": to_int64(file.mtime_ns),
+        "inode": from_unsigned(file.inode),
+        "version": file.version or None,
+    }
+
+
 def offer(
     connection: Connection,
     found: Sequence[FoundFile],
@@ -75,49 +96,24 @@ def offer(
     `retry_at_once`, those waiting for a retry do not. With `inodes_tell`, another inode means another file, even with
     the same size and mtime (a replacement by rename).
     """
-    up_to_date = presence.look_up(connection, found, cascade_id, "none")
-    kept = up_to_date.paths
-    if inodes_tell:
-        kept = kept - _other_inodes(connection, [file for file in found if file.path in kept])
-        up_to_date = replace_paths(up_to_date, kept)
+    up_to_date = presence.look_up(connection, found, cascade_id, inodes_tell=inodes_tell)
     if up_to_date.returned or up_to_date.shown_by_another:
         presence.repair(connection, up_to_date, cascade_id, now)
-    new = [file for file in found if file.path not in kept]
     rows = [
         {
             "path": path_to_text(file.path),
-            "size": to_int64(file.size),
-            "mtime_ns": to_int64(file.mtime_ns),
-            "inode": from_unsigned(file.inode),
-            "version": file.version or None,
+            **file_columns(file),
             "state": str(FileState.WAITING),
             "first_seen": now,
             "last_seen": now,
         }
-        for file in new
+        for file in found
+        if file.path not in up_to_date.paths
     ]
     rows.sort(key=lambda row: str(row["path"]))  # one order for all daemons, so that they never deadlock
     if rows:
         connection.execute(_offer(connection.dialect.name, inodes_tell, retry_at_once), rows)
     return len(rows)
-
-
-def replace_paths(up_to_date: presence.UpToDate, paths: set[str]) -> presence.UpToDate:
-    """`up_to_date` for some of its paths only."""
-    texts = {path_to_text(path) for path in paths}
-    return replace(
-        up_to_date,
-        paths=paths,
-        returned=[row for row in up_to_date.returned if row.path in texts],
-        shown_by_another=[pair for pair in up_to_date.shown_by_another if pair[0].path in texts],
-    )
-
-
-def _other_inodes(connection: Connection, found: Sequence[FoundFile]) -> set[str]:
-    by_text = {path_to_text(file.path): file for file in found}
-    query = select(files.c.path, files.c.inode).where(in_keys(connection.dialect.name, files.c.path))
-    known = connection.execute(query, {"keys": bind_keys(connection, by_text)})
-    return {by_text[path].path for path, inode in known if inode != from_unsigned(by_text[path].inode)}
 
 
 @cache
@@ -192,18 +188,13 @@ def claim(
         "lease_until": now + timedelta(seconds=lease_s),
         "next_attempt_at": None,
     }
-    statement = (
-        update(files)
-        .where(files.c.id.in_(ids))
-        .values(leased)
-        .returning(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version)
-    )
+    statement = update(files).where(files.c.id.in_(ids)).values(leased).returning(*_FOUND)
     return [Claimed(row.path, _found(row)) for row in connection.execute(statement)]
 
 
 def held(connection: Connection, owner: str) -> list[Claimed]:
     """All files that `owner` has leased."""
-    query = select(files.c.path, files.c.size, files.c.mtime_ns, files.c.inode, files.c.version).where(*_held_by(owner))
+    query = select(*_FOUND).where(*_held_by(owner))
     return [Claimed(row.path, _found(row)) for row in connection.execute(query)]
 
 
@@ -247,13 +238,12 @@ def release(
     connection: Connection, owner: str | None, texts: Sequence[str] | None = None, not_before: datetime | None = None
 ) -> int:
     """Release leases of `owner` (None: of any owner), all or some; the files wait, until `not_before` if given."""
-    backoff: dict[str, Any] = {"state": str(FileState.WAITING), "next_attempt_at": not_before}
-    backoff |= dict.fromkeys(("lease_owner", "lease_until", "reason_code", "reason"))
-    statement = update(files).where(*_held_by(owner)).values(backoff)
+    waits: dict[str, Any] = {"state": str(FileState.WAITING), "next_attempt_at": not_before}
+    waits |= dict.fromkeys(("lease_owner", "lease_until", "reason_code", "reason"))
+    statement = update(files).where(*_held_by(owner)).values(waits)
     if texts is None:
         return connection.execute(statement).rowcount
-    keys = {"keys": bind_keys(connection, texts)}
-    return connection.execute(statement.where(in_keys(connection.dialect.name, files.c.path)), keys).rowcount
+    return execute_for(connection, statement.where(in_keys(connection.dialect.name, files.c.path)), texts).rowcount
 
 
 def _held_by(owner: str | None) -> list[sa.ColumnElement[bool]]:
@@ -261,24 +251,17 @@ def _held_by(owner: str | None) -> list[sa.ColumnElement[bool]]:
     return held if owner is None else [*held, files.c.lease_owner == owner]
 
 
-def owned(connection: Connection, owner: str, texts: Sequence[str]) -> set[str]:
-    """Which of these rows `owner` still holds, locked until the transaction ends."""
-    query = select(files.c.path).where(*_held_by(owner), in_keys(connection.dialect.name, files.c.path))
-    keys = {"keys": bind_keys(connection, sorted(texts))}
-    return set(connection.execute(query.order_by(files.c.path).with_for_update(), keys).scalars())
+def owned(connection: Connection, owner: str, found: Collection[FoundFile]) -> set[FoundFile]:
+    """Those of these claimed files that `owner` still holds as they were then; locked until the transaction ends.
 
-
-def retry_now(connection: Connection, reason_code: ReasonCode | None) -> int:
-    """Make failed files (all, or with one reason code) wait for another try; returns how many."""
-    # Only a walk can clear a problem of a name (a link that leaves the root, a folder that cannot be listed).
-    rejected = sa.and_(
-        files.c.state == str(FileState.REJECTED),
-        files.c.reason_code.not_in([str(code) for code in presence.FROM_THE_WALK]),
-    )
-    scheduled = sa.and_(files.c.state == str(FileState.RETRY), files.c.next_attempt_at.is_not(None))
-    which = [sa.or_(rejected, scheduled)]
-    if reason_code is not None:
-        which.append(files.c.reason_code == str(reason_code))
-    backoff: dict[str, Any] = {"state": str(FileState.WAITING), "attempts": 0}
-    backoff |= dict.fromkeys(("next_attempt_at", "reason_code", "reason", "processed_at"))
-    return connection.execute(update(files).where(*which).values(backoff)).rowcount
+    A file that changes in hand may be claimed a second time by the same owner: only its new version is owned.
+    """
+    texts = {path_to_text(file.path) for file in found}
+    query = select(*_FOUND).where(*_held_by(owner), in_keys(connection.dialect.name, files.c.path))
+    rows = execute_for(connection, query.order_by(files.c.path).with_for_update(), texts)
+    held = {row["path"]: row for row in rows.mappings()}
+    return {
+        file
+        for file in found
+        if (row := held.get(path_to_text(file.path))) and all(row[k] == v for k, v in file_columns(file).items())
+    }

@@ -27,7 +27,7 @@ from cxrbatch.store.outbox_schema import SUPERSEDED, OutboxState, outbox
 from cxrbatch.store.paths import plain
 from cxrbatch.store.reported import Reported, Selection, reported_image_ids, reported_of
 from cxrbatch.store.schema import images
-from cxrbatch.store.sql import AnyRow, bind_keys, chunks, in_keys, insert
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, in_keys, insert
 from cxrbatch.store.store import Store
 
 __all__ = ["Answer", "Outbox", "OutboxItem", "Progress", "drop", "listed", "of_image", "retry"]
@@ -117,7 +117,7 @@ class Outbox:
             outbox.c.last_status == SUPERSEDED,
         )
         query = select(outbox).where(*superseded, in_keys(connection.dialect.name, outbox.c.image_id))
-        rows = connection.execute(query, {"keys": bind_keys(connection, list(current))}).all()
+        rows = execute_for(connection, query, current).all()
         ids = [row.id for row in rows if row.kind in kinds and _still(row, current[row.image_id])]
         if not ids:
             return 0
@@ -263,10 +263,10 @@ def _change(
 ) -> int:
     statement = update(outbox).where(*_which(destination), outbox.c.state.in_([str(s) for s in states]))
     with connect(store.engine, write=True) as connection:
-        keys = {"keys": bind_keys(connection, ids)} if ids else {}
-        if ids:
-            statement = statement.where(in_keys(connection.dialect.name, outbox.c.id))
-        return connection.execute(statement.values(values), keys).rowcount
+        if not ids:
+            return connection.execute(statement.values(values)).rowcount
+        chosen = statement.where(in_keys(connection.dialect.name, outbox.c.id))
+        return execute_for(connection, chosen.values(values), ids).rowcount
 
 
 def _which(destination: str | None, state: OutboxState | None = None) -> list[sa.ColumnElement[bool]]:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
-from cxrbatch.store.sql import Utc, big_id, metadata, one_of, words
+from cxrbatch.store.sql import Utc, big_id, metadata, one_of, text_column
 
 __all__ = ["SUPERSEDED", "OutboxState", "outbox"]
 
@@ -33,11 +33,11 @@ outbox = sa.Table(
     sa.Column("image_id", sa.ForeignKey("images.id"), nullable=False),
     sa.Column("cascade_id", sa.ForeignKey("models.id"), nullable=False),
     sa.Column("kind", sa.Text, nullable=False),  # "sc", "sr"
-    words("revision"),  # of what is said (reported.py)
-    words("sop_instance_uid"),  # of the object; empty before the first attempt
+    text_column("revision"),  # of what is said (reported.py)
+    text_column("sop_instance_uid"),  # of the object; empty before the first attempt
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    words("last_status"),  # "0x0000", "http 503", "no_connection": never words of the destination
+    text_column("last_status"),  # "0x0000", "http 503", "no_connection": never words of the destination
     sa.Column("lease_until", Utc),  # a sender has it in hand
     sa.Column("next_attempt_at", Utc),
     sa.Column("created_at", Utc, nullable=False),

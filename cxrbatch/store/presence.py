@@ -15,10 +15,11 @@ from sqlalchemy import Connection, Engine, select, update
 from cxrbatch.errors import TRANSIENT_REASONS, ReasonCode
 from cxrbatch.failpoints import failpoint
 from cxrbatch.store.connection import connect
+from cxrbatch.store.content_rows import prediction_columns, predictions_of
 from cxrbatch.store.paths import TextRange, path_to_text, text_to_path, under
 from cxrbatch.store.queries import ROOTS_AT_ONCE, below, in_range
-from cxrbatch.store.schema import FileState, audit, files, predictions
-from cxrbatch.store.sql import AnyRow, bind_keys, chunks, in_keys
+from cxrbatch.store.schema import FileState, audit, files
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, from_unsigned, in_keys
 from cxrbatch.types import FoundFile, to_int64
 
 __all__ = [
@@ -64,15 +65,16 @@ class Known(NamedTuple):
     image_id: int | None
     id: int
     version: str | None
+    inode: int
 
 
 @dataclass(slots=True)
 class UpToDate:
-    """Of some found files: those that are up to date, and the rows of theirs that need a repair."""
+    """Of some found files: those that are up to date, and the rows of theirs that need a repair, by path."""
 
     paths: set[str] = field(default_factory=set)  # as in FoundFile
-    returned: list[Known] = field(default_factory=list)  # were missing
-    shown_by_another: list[tuple[Known, AnyRow]] = field(default_factory=list)  # (row, our prediction)
+    returned: dict[str, Known] = field(default_factory=dict)  # were missing
+    shown_by_another: dict[str, tuple[Known, AnyRow]] = field(default_factory=dict)  # (row, our prediction)
 
 
 @cache
@@ -80,19 +82,21 @@ def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
     return select(*(files.c[name] for name in Known._fields)).where(in_keys(dialect, files.c.path))
 
 
-@cache
-def _select_ours(dialect: str) -> sa.Select[*tuple[Any, ...]]:
-    return select(predictions).where(
-        in_keys(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
-    )
+def look_up(
+    connection: Connection,
+    found: Sequence[FoundFile],
+    cascade_id: int,
+    reprocess: Reprocess = "none",
+    *,
+    inodes_tell: bool = False,
+) -> UpToDate:
+    """Which of these files are as recorded (size, mtime) and have a valid outcome (Store.unchanged).
 
-
-def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int, reprocess: Reprocess) -> UpToDate:
-    """Which of these files are as recorded (size, mtime) and have a valid outcome (Store.unchanged)."""
+    With `inodes_tell`, another inode means another file (a replacement by rename).
+    """
     texts = [path_to_text(file.path) for file in found]
-    query = _select_known(connection.dialect.name)
     # The driver's own tuples are faster: a second scan of a million files spends its time here.
-    cursor: Any = connection.execute(query, {"keys": bind_keys(connection, texts)}).cursor
+    cursor: Any = execute_for(connection, _select_known(connection.dialect.name), texts).cursor
     known = {row[0]: row for row in cursor.fetchall()}
     up_to_date, elsewhere = UpToDate(), dict[str, Known]()
     if not known:
@@ -101,11 +105,12 @@ def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int,
         row = known.get(text)
         if row is None:
             continue
-        _, size, mtime_ns, prediction_id, by_cascade, state, _, _, _, version = row
+        _, size, mtime_ns, prediction_id, by_cascade, state, _, _, _, version, inode = row
         if (
             (version or "") != file.version
             or size != file.size
             or (mtime_ns != file.mtime_ns and mtime_ns != to_int64(file.mtime_ns))
+            or (inodes_tell and inode != from_unsigned(file.inode))
         ):
             continue
         if prediction_id is not None:
@@ -120,15 +125,13 @@ def look_up(connection: Connection, found: Sequence[FoundFile], cascade_id: int,
             continue
         up_to_date.paths.add(file.path)
         if state == "missing":
-            up_to_date.returned.append(Known._make(row))
+            up_to_date.returned[file.path] = Known._make(row)
     if elsewhere:
-        keys = bind_keys(connection, {row.image_id for row in elsewhere.values()})
-        reported = connection.execute(_select_ours(connection.dialect.name), {"keys": keys, "cascade": cascade_id})
-        ours = {row.image_id: row for row in reported}
+        ours = predictions_of(connection, {row.image_id for row in elsewhere.values()}, cascade_id)
         for path, row in elsewhere.items():
             if row.image_id in ours:
                 up_to_date.paths.add(path)
-                up_to_date.shown_by_another.append((row, ours[row.image_id]))
+                up_to_date.shown_by_another[path] = row, ours[row.image_id]
     return up_to_date
 
 
@@ -142,34 +145,33 @@ def _rejection_stands(row: Known, file: FoundFile, cascade_id: int, reprocess: R
 
 
 def repair(connection: Connection, up_to_date: UpToDate, cascade_id: int, now: datetime) -> None:
-    """Restore the state of paths that are back; show this cascade's prediction instead of another's."""
-    for row in up_to_date.returned:
+    """Restore the state of paths that are back; show this cascade's prediction instead of another's.
+
+    A path whose row another program has changed or pruned since the look-up is not up to date any more.
+    """
+    repairs: dict[str, tuple[Known, sa.ColumnElement[bool], dict[str, Any]]] = {}
+    for path, row in up_to_date.returned.items():
         state = FileState.DONE if row.prediction_id is not None else FileState.REJECTED
-        connection.execute(
-            update(files)
-            .where(files.c.id == row.id, files.c.state == str(FileState.MISSING))
-            .values(state=str(state), missing_since=None, last_seen=now)
-        )
-    for row, prediction in up_to_date.shown_by_another:
-        connection.execute(
-            update(files)
-            .where(files.c.id == row.id, files.c.image_id == row.image_id)
-            .values(
-                prediction_id=prediction.id,
-                cascade_id=cascade_id,
-                label=prediction.label,
-                confidence=prediction.confidence,
-                decision=prediction.decision,
-                processed_at=prediction.processed_at,
-                state=str(FileState.DONE),
-                last_seen=now,
-                **dict.fromkeys(_UNFINISHED),
-            )
-        )
-    back = [row.path for row in up_to_date.returned]
-    back += [row.path for row, _ in up_to_date.shown_by_another if row.state == FileState.MISSING]
-    if back:
-        connection.execute(sa.insert(audit), [{"at": now, "event": "returned", "path": path} for path in back])
+        back = {"state": str(state), "missing_since": None}
+        repairs[path] = row, files.c.state == str(FileState.MISSING), back
+    for path, (row, prediction) in up_to_date.shown_by_another.items():
+        shown = prediction_columns(prediction) | {"cascade_id": cascade_id} | dict.fromkeys(_UNFINISHED)
+        repairs[path] = row, files.c.image_id == row.image_id, shown
+    returned = []
+    for path, (row, condition, values) in repairs.items():
+        statement = update(files).where(*_still(row), condition).values(values | {"last_seen": now})
+        if not connection.execute(statement).rowcount:
+            up_to_date.paths.discard(path)
+        elif row.state == FileState.MISSING:
+            returned.append({"at": now, "event": "returned", "path": row.path})
+    if returned:
+        connection.execute(sa.insert(audit), returned)
+
+
+def _still(row: Known) -> list[sa.ColumnElement[bool]]:
+    """That another program has not found another file under this name since the look-up."""
+    version = files.c.version.is_not_distinct_from(row.version)
+    return [files.c.id == row.id, files.c.size == row.size, files.c.mtime_ns == row.mtime_ns, version]
 
 
 def note_mounts(engine: Engine, roots: Sequence[str], mounted: Collection[str], now: datetime) -> frozenset[str]:
@@ -270,7 +272,7 @@ def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) 
         .values(state=str(FileState.MISSING), missing_since=now, **ended)
         .returning(files.c.path)  # not those that another daemon has marked meanwhile
     )
-    marked = sorted(connection.execute(statement, {"keys": bind_keys(connection, paths)}).scalars())
+    marked = sorted(execute_for(connection, statement, paths).scalars())
     if marked:
         rows = [{"at": now, "event": "missing", "path": path, "run_id": run_id} for path in marked]
         connection.execute(sa.insert(audit), rows)

@@ -6,7 +6,7 @@ write to one Postgres wait for each other and never deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -18,12 +18,19 @@ from sqlalchemy import Connection, select
 from cxrbatch.errors import TRANSIENT_REASONS, Retry
 from cxrbatch.failpoints import failpoint
 from cxrbatch.instance_names import first_name_of
-from cxrbatch.store.content_rows import image_columns, image_row, prediction_row, score_rows
-from cxrbatch.store.leases import Backoff, owned
+from cxrbatch.store.content_rows import (
+    image_columns,
+    image_row,
+    prediction_columns,
+    prediction_row,
+    predictions_of,
+    score_rows,
+)
+from cxrbatch.store.leases import Backoff, file_columns, owned
 from cxrbatch.store.paths import path_to_text
-from cxrbatch.store.rows import file_row, prediction_columns, replace_images, replace_predictions, upsert_files
+from cxrbatch.store.rows import file_row, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
-from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, insert_new
+from cxrbatch.store.sql import AnyRow, execute_for, in_keys, insert_new
 from cxrbatch.types import Outcome, Prediction, to_int64
 
 __all__ = ["Recorded", "write_outcomes"]
@@ -44,29 +51,29 @@ def write_outcomes(
     connection: Connection,
     run_id: int,
     cascade_id: int,
-    outcomes: Iterable[Outcome],
+    outcomes: Sequence[Outcome],
     now: datetime,
     *,
     replace: bool = False,
     owner: str | None = None,
     backoff: Backoff | None = None,
 ) -> Recorded:
-    """Write a batch inside the caller's transaction; with `owner`, only files that this owner still holds.
+    """Write a batch inside the caller's transaction; with `owner`, only files that it still holds, as it claimed them.
 
     With `backoff`, a file that failed for a transient reason is scheduled for a retry (next_attempt_at). Of a path that
     occurs twice, only the last outcome counts. Raises ValueError for a prediction with a non-finite number: the cascade
     has to reject it with a reason code.
     """
-    by_path = {path_to_text(outcome.file.path): outcome for outcome in outcomes}
-    by_path = {path: by_path[path] for path in sorted(by_path)}
     late = 0
     if owner is not None:
-        held = owned(connection, owner, list(by_path))
-        late = len(by_path) - len(held)
-        by_path = {path: outcome for path, outcome in by_path.items() if path in held}
+        held = owned(connection, owner, [outcome.file for outcome in outcomes])
+        late = sum(outcome.file not in held for outcome in outcomes)
+        outcomes = [outcome for outcome in outcomes if outcome.file in held]
+    by_path = {path_to_text(outcome.file.path): outcome for outcome in outcomes}
+    by_path = {path: by_path[path] for path in sorted(by_path)}
     failpoint("record.begun")
     before = _known(connection, by_path, lock=owner is None)
-    if owner is None and not replace and before:
+    if owner is None and backoff is None and not replace and before:
         started_at = connection.execute(select(runs.c.started_at).where(runs.c.id == run_id)).scalar_one()
         for path in [p for p, row in before.items() if _is_late(by_path[p], row, started_at, cascade_id, now)]:
             del by_path[path], before[path]
@@ -131,24 +138,21 @@ def _select_known(dialect: str) -> sa.Select[*tuple[Any, ...]]:
 
 
 def _known(connection: Connection, paths: Iterable[str], *, lock: bool) -> dict[str, AnyRow]:
-    keys = {"keys": bind_keys(connection, paths)}
     dialect = connection.dialect.name
     if lock and dialect == "postgresql":  # a transaction of SQLite is the only one that writes
         in_order = select(files.c.id).where(in_keys(dialect, files.c.path)).order_by(files.c.path)
-        connection.execute(in_order.with_for_update(), keys).all()
-    return {row.path: row for row in connection.execute(_select_known(dialect), keys)}
+        execute_for(connection, in_order.with_for_update(), paths).all()
+    return {row.path: row for row in execute_for(connection, _select_known(dialect), paths)}
 
 
 def _is_late(outcome: Outcome, old: AnyRow, started_at: datetime, cascade_id: int, now: datetime) -> bool:
     """Whether a watcher beside this scan knows better (`old`): a newer file, or one that did not fail for it."""
     file = outcome.file
-    same_file = (old.size, old.mtime_ns, old.version or "") == (
-        to_int64(file.size),
-        to_int64(file.mtime_ns),
-        file.version,
-    )
+    now_there = file_columns(file)
+    same_file = all(getattr(old, name) == now_there[name] for name in ("size", "mtime_ns", "version"))
     if not same_file:  # times have whole seconds: what was seen as this scan began is older than it
-        return bool(old.last_seen > started_at and old.mtime_ns > to_int64(file.mtime_ns))
+        is_newer = old.mtime_ns > to_int64(file.mtime_ns) or old.state in (FileState.WAITING, FileState.CLAIMED)
+        return bool(old.last_seen > started_at and is_newer)
     if outcome.rejected is None or outcome.rejected.reason_code not in TRANSIENT_REASONS:
         return False
     is_done = old.state == FileState.DONE and old.cascade_id == cascade_id
@@ -174,25 +178,18 @@ def _write_images(
     facts = {outcome.image.sha256: outcome.image.facts for outcome in outcomes if outcome.image is not None}
     if not facts:
         return {}, set()
-    query, keys = _select_images(connection.dialect.name), {"keys": bind_keys(connection, facts)}
-    ids = {row.sha256: row.id for row in connection.execute(query, keys)}
+    query = _select_images(connection.dialect.name)
+    ids = {row.sha256: row.id for row in execute_for(connection, query, facts)}
     met = set(ids.values())
     if replace:
         replace_images(connection, [image_row(sha256, facts[sha256], now) for sha256 in sorted(ids)])
     if new := sorted(facts.keys() - ids.keys()):
         insert_new(connection, images, [image_row(sha256, facts[sha256], now) for sha256 in new])
-        ids = {row.sha256: row.id for row in connection.execute(query, keys)}
+        ids = {row.sha256: row.id for row in execute_for(connection, query, facts)}
         # Another program may have inserted one first: our INSERT has waited for its commit.
-        made = bind_keys(connection, [ids[sha256] for sha256 in new])
-        met |= set(connection.execute(_select_held(connection.dialect.name), {"keys": made}).scalars())
+        made = [ids[sha256] for sha256 in new]
+        met |= set(execute_for(connection, _select_held(connection.dialect.name), made).scalars())
     return ids, met
-
-
-@cache
-def _select_predictions(dialect: str) -> sa.Select[*tuple[Any, ...]]:
-    return select(predictions).where(
-        in_keys(dialect, predictions.c.image_id), predictions.c.cascade_id == sa.bindparam("cascade")
-    )
 
 
 def _write_predictions(
@@ -206,9 +203,7 @@ def _write_predictions(
     """The rows of this cascade for these contents, by image id; inserted for a prediction without a row."""
     if not new_predictions:
         return {}
-    query = _select_predictions(connection.dialect.name)
-    keys = {"keys": bind_keys(connection, new_predictions), "cascade": cascade_id}
-    found = {row.image_id: row for row in connection.execute(query, keys)}
+    found = predictions_of(connection, new_predictions, cascade_id)
     made = {image_id: prediction for image_id, prediction in sorted(new_predictions.items()) if prediction is not None}
     fixed = {"cascade_id": cascade_id, "run_id": run_id, "processed_at": now}
     rows = {image_id: prediction_row(made[image_id]) | {"image_id": image_id} | fixed for image_id in made}
@@ -218,7 +213,7 @@ def _write_predictions(
         new += replace_predictions(connection, again, now)
     if new:
         insert_new(connection, predictions, [rows[i] for i in new if i not in found])
-        found = {row.image_id: row for row in connection.execute(query, keys)}
+        found = predictions_of(connection, new_predictions, cascade_id)
         # Another program may have inserted a prediction first: all of its numbers are kept.
         insert_new(connection, scores, [row for i in new for row in score_rows(found[i].id, made[i])])
     return found
@@ -257,10 +252,9 @@ def _write_duplicate_instances(
         return
     dialect = connection.dialect.name
     noted = select(audit.c.path).where(in_keys(dialect, audit.c.path), audit.c.event == "duplicate_instance")
-    noted_paths = set(connection.execute(noted, {"keys": bind_keys(connection, first_of)}).scalars())
+    noted_paths = set(execute_for(connection, noted, first_of).scalars())
     known = select(files.c.path, images.c.sha256).join_from(files, images).where(in_keys(dialect, files.c.path))
-    firsts = {"keys": bind_keys(connection, set(first_of.values()))}
-    first_contents = {row.path: row.sha256 for row in connection.execute(known, firsts)}
+    first_contents = {row.path: row.sha256 for row in execute_for(connection, known, set(first_of.values()))}
     rows = [
         {
             "at": now,

@@ -17,7 +17,7 @@ from cxrbatch.store.connection import connect
 from cxrbatch.store.queries import below
 from cxrbatch.store.review_schema import ReviewAction, ReviewStatus, review_status, reviews
 from cxrbatch.store.schema import FileState, files, images, models, predictions, scores
-from cxrbatch.store.sql import AnyRow, bind_keys, in_keys, utc_text
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, in_keys, utc_text
 
 __all__ = ["Reported", "Selection", "all_reported", "not_dicom", "reported_image_ids", "reported_of"]
 
@@ -127,15 +127,14 @@ def _read_since(moment: datetime) -> sa.ColumnElement[bool]:
 def reported_of(connection: Connection, image_ids: Sequence[int]) -> dict[int, Reported]:
     """What is to be said of these images now, by id; those that have no prediction any more are left out."""
     dialect = connection.dialect.name
-    keys = {"keys": bind_keys(connection, image_ids)}
     paths: dict[int, list[AnyRow]] = {}
-    for row in connection.execute(_select_files(dialect), keys):
+    for row in execute_for(connection, _select_files(dialect), image_ids):
         paths.setdefault(row.image_id, []).append(row)
     # Copies have one content and one cascade; while a new cascade is at work the newest answer counts.
     newest = {image_id: max(rows, key=lambda row: row.prediction_id) for image_id, rows in paths.items()}
-    prediction_ids = bind_keys(connection, [row.prediction_id for row in newest.values()])
+    prediction_ids = [row.prediction_id for row in newest.values()]
     probabilities: dict[int, list[tuple[str, float]]] = {}
-    for score in connection.execute(_select_scores(dialect), {"keys": prediction_ids}):
+    for score in execute_for(connection, _select_scores(dialect), prediction_ids):
         probabilities.setdefault(score.prediction_id, []).append((score.label, score.probability))
     return {
         image_id: _reported(row, paths[image_id], probabilities.get(row.prediction_id, []))
@@ -255,9 +254,9 @@ def all_reported(engine: Engine, selection: Selection, page: int = 100) -> Itera
     """`reported_of` for a whole selection, a page at a time."""
     with connect(engine) as connection:
         ids = list(reported_image_ids(connection, selection))
-    for start in range(0, len(ids), page):
+    for some in chunks(ids, page):
         with connect(engine) as connection:
-            yield from reported_of(connection, ids[start : start + page]).values()
+            yield from reported_of(connection, some).values()
 
 
 def not_dicom(engine: Engine, roots: tuple[str, ...]) -> int:

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
-from cxrbatch.store.sql import Utc, big_id, metadata, one_of, words
+from cxrbatch.store.sql import Utc, big_id, metadata, one_of, text_column
 
 __all__ = [
     "ADJUDICATION",
@@ -155,7 +155,7 @@ reviews = sa.Table(
     sa.Column("reviewer", sa.Text, nullable=False),
     sa.Column("action", sa.Text, nullable=False),
     sa.Column("label", sa.Text),  # the reader's; NULL for flag, skip and withdraw
-    words("comment"),
+    text_column("comment"),
     sa.Column("at", Utc, nullable=False),
     sa.Column("shown_label", sa.Text),  # NULL where nothing was shown
     sa.Column("shown_confidence", sa.Double),

@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
 from cxrbatch.errors import TRANSIENT_REASONS, ReasonCode
-from cxrbatch.store.leases import Backoff
+from cxrbatch.store.leases import Backoff, file_columns
 from cxrbatch.store.paths import plain
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, scores
-from cxrbatch.store.sql import AnyRow, from_unsigned, insert, utc_text
-from cxrbatch.types import Outcome, to_int64
+from cxrbatch.store.sql import AnyRow, insert, utc_text
+from cxrbatch.types import Outcome
 
-__all__ = ["file_row", "prediction_columns", "replace_images", "replace_predictions", "upsert_files"]
+__all__ = ["file_row", "replace_images", "replace_predictions", "upsert_files"]
 
 #: What a row of files has of its content.
 IMAGE_COLUMNS = ("image_id", "sha256", "sop_instance_uid", "study_instance_uid")
@@ -32,26 +32,11 @@ _NOISE = 1e-6  # of a confidence. Smaller differences are floating-point noise.
 _MAY_BE_ON_ITS_WAY = frozenset({ReasonCode.TRUNCATED, ReasonCode.EMPTY_FILE})
 
 
-def prediction_columns(prediction: AnyRow) -> dict[str, Any]:
-    return {
-        "state": str(FileState.DONE),
-        "prediction_id": prediction.id,
-        "label": prediction.label,
-        "confidence": prediction.confidence,
-        "decision": prediction.decision,
-        "processed_at": prediction.processed_at,
-    }
-
-
 def file_row(path: str, outcome: Outcome, old: AnyRow | None, now: datetime, backoff: Backoff | None) -> dict[str, Any]:
     """A row of files without the columns from other tables: waiting, or rejected with the reason."""
-    size, mtime_ns = to_int64(outcome.file.size), to_int64(outcome.file.mtime_ns)
     row: dict[str, Any] = {
         "path": path,
-        "size": size,
-        "mtime_ns": mtime_ns,
-        "inode": from_unsigned(outcome.file.inode),
-        "version": outcome.file.version or None,
+        **file_columns(outcome.file),
         "state": str(FileState.WAITING),
         "first_seen": now,
         "last_seen": now,
@@ -62,7 +47,7 @@ def file_row(path: str, outcome: Outcome, old: AnyRow | None, now: datetime, bac
     row |= dict.fromkeys((*nothing, "reason_code", "reason", "next_attempt_at"))
     if outcome.rejected is None:
         return row
-    same = old is not None and (old.size, old.mtime_ns) == (size, mtime_ns)
+    same = old is not None and (old.size, old.mtime_ns) == (row["size"], row["mtime_ns"])
     row["reason_code"] = str(outcome.rejected.reason_code)
     row["reason"] = plain(outcome.rejected.reason, _REASON_CHARACTERS)
     row["processed_at"] = now

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from cxrbatch.store.outbox_schema import outbox
 from cxrbatch.store.review_schema import reviews
-from cxrbatch.store.sql import PathText, Utc, big_id, metadata, one_of, words
+from cxrbatch.store.sql import PathText, Utc, big_id, metadata, one_of, text_column
 from cxrbatch.types import Decision
 
 __all__ = [
@@ -89,23 +89,23 @@ images = sa.Table(
     sa.Column("columns", sa.Integer, nullable=False),
     sa.Column("bits_stored", sa.Integer, nullable=False),
     sa.Column("number_of_frames", sa.Integer, nullable=False),
-    words("photometric_interpretation"),
-    words("transfer_syntax_uid"),
-    words("modality"),
-    words("body_part_examined"),
-    words("view_position"),
-    words("sop_class_uid"),
-    words("sop_instance_uid"),
-    words("series_instance_uid"),
-    words("study_instance_uid"),
-    words("patient_id_hash"),
-    words("accession_number_hash"),
-    words("manufacturer"),
-    words("study_date"),
-    words("decoder"),
-    words("grey_path"),
+    text_column("photometric_interpretation"),
+    text_column("transfer_syntax_uid"),
+    text_column("modality"),
+    text_column("body_part_examined"),
+    text_column("view_position"),
+    text_column("sop_class_uid"),
+    text_column("sop_instance_uid"),
+    text_column("series_instance_uid"),
+    text_column("study_instance_uid"),
+    text_column("patient_id_hash"),
+    text_column("accession_number_hash"),
+    text_column("manufacturer"),
+    text_column("study_date"),
+    text_column("decoder"),
+    text_column("grey_path"),
     sa.Column("inverted", sa.Boolean, nullable=False),
-    words("quality_flags"),  # comma separated
+    text_column("quality_flags"),  # comma separated
     sa.Column("first_seen", Utc, nullable=False),
     sa.Column("grey_mean", sa.Double),  # 0..255, for drift; NULL: read before schema 0007
     sa.Index(None, "sop_instance_uid"),
@@ -127,7 +127,7 @@ predictions = sa.Table(
     sa.Column("confidence", sa.Double, nullable=False),
     sa.Column("decision", sa.Text, nullable=False),
     sa.Column("ood_score", sa.Double),
-    words("review_reasons"),  # comma separated
+    text_column("review_reasons"),  # comma separated
     sa.Column("processed_at", Utc, nullable=False),
     sa.Column("label_set", sa.Text),  # classes that hold the right one, most probable first: "A|B"; NULL: none chosen
     sa.Column("abnormal_probability", sa.Double),
@@ -221,7 +221,7 @@ audit = sa.Table(
     sa.Column("run_id", sa.ForeignKey("runs.id")),
     sa.Column("old", sa.Text),  # for image_changed: the sha256 before
     sa.Column("new", sa.Text),
-    words("detail"),
+    text_column("detail"),
     sa.Column("actor", sa.Text),  # the reader or administrator; NULL: the program
     sa.Index(None, "path", "id"),
 )

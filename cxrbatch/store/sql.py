@@ -28,16 +28,16 @@ __all__ = [
     "PathText",
     "Utc",
     "big_id",
-    "bind_keys",
     "chunks",
+    "execute_for",
     "from_unsigned",
     "in_keys",
     "insert",
     "insert_new",
     "metadata",
     "one_of",
+    "text_column",
     "utc_text",
-    "words",
 ]
 
 T = TypeVar("T")
@@ -108,23 +108,26 @@ def one_of(column: str, values: type[StrEnum]) -> sa.CheckConstraint:
     return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-def words(name: str) -> sa.Column[str]:
+def text_column(name: str) -> sa.Column[str]:
     """A text column that is empty, never NULL, where nothing is known."""
     return sa.Column(name, sa.Text, nullable=False, server_default="")
 
 
 def in_keys(dialect: str, column: sa.Column[Any]) -> sa.ColumnElement[bool]:
-    """The condition that `column` is one of the keys bound to :keys, see `bind_keys`."""
+    """The condition that `column` is one of the keys (an array on Postgres, JSON on SQLite) given to `execute_for`."""
     if dialect == "postgresql":
         return column == sa.any_(sa.bindparam("keys", type_=ARRAY(column.type)))
     document = sa.bindparam("keys", type_=sa.Text())
     return column.in_(sa.select(sa.func.json_each(document).table_valued("value").c.value))
 
 
-def bind_keys(connection: Connection, keys: Iterable[Any]) -> Any:
-    """The value of :keys for a statement with `in_keys`: an array on Postgres, JSON on SQLite."""
+def execute_for(
+    connection: Connection, statement: sa.Executable, keys: Iterable[Any], **more: Any
+) -> sa.CursorResult[Any]:
+    """Execute a statement with `in_keys` for these keys; `more` are its other parameters."""
     listed = list(keys)
-    return listed if connection.dialect.name == "postgresql" else json.dumps(listed, ensure_ascii=False)
+    bound = listed if connection.dialect.name == "postgresql" else json.dumps(listed, ensure_ascii=False)
+    return connection.execute(statement, {"keys": bound, **more})
 
 
 def insert(dialect: str, table: sa.Table) -> Any:

@@ -20,7 +20,7 @@ from cxrbatch.store.presence import Reprocess
 from cxrbatch.store.queries import FileHistory, PathCounts, count_paths, everything_about, stream_results
 from cxrbatch.store.recording import Recorded, write_outcomes
 from cxrbatch.store.schema import FileState, files, images, models, predictions, runs
-from cxrbatch.store.sql import AnyRow, bind_keys, chunks, in_keys, insert_new
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, in_keys, insert_new
 from cxrbatch.types import FoundFile, Outcome
 
 __all__ = ["CascadeIdentity", "Reprocess", "Run", "Store"]
@@ -171,18 +171,17 @@ class Store:
         for chunk in chunks(found, _LOOK_UP):
             with connect(self.engine) as connection:
                 up_to_date = presence.look_up(connection, chunk, cascade_id, reprocess)
-            paths |= up_to_date.paths
             if (up_to_date.returned or up_to_date.shown_by_another) and not look_only:
                 with connect(self.engine, write=True) as connection:
                     presence.repair(connection, up_to_date, cascade_id, self.now(connection))
+            paths |= up_to_date.paths
         return paths
 
     def predicted(self, sha256s: Sequence[str], cascade_id: int) -> set[str]:
         """Which of these contents this cascade has scored. Record them as an Outcome with only `image`."""
         with connect(self.engine) as connection:
             query = _select_scored(connection.dialect.name)
-            keys = {"keys": bind_keys(connection, sha256s), "cascade": cascade_id}
-            return set(connection.execute(query, keys).scalars())
+            return set(execute_for(connection, query, sha256s, cascade=cascade_id).scalars())
 
     def record(
         self,

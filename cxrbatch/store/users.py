@@ -25,7 +25,6 @@ __all__ = [
     "add_user",
     "blocked_for_s",
     "close_session",
-    "close_sessions_of",
     "count_failure",
     "forget_failures",
     "list_users",
@@ -136,11 +135,6 @@ def session_of(store: Store, token: str) -> Session | None:
 def close_session(store: Store, token: str) -> None:
     with connect(store.engine, write=True) as connection:
         connection.execute(sa.delete(sessions).where(sessions.c.token_sha256 == _digest(token)))
-
-
-def close_sessions_of(store: Store, name: str) -> None:
-    with connect(store.engine, write=True) as connection:
-        connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
 
 
 def blocked_for_s(store: Store, keys: Iterable[str]) -> int:

@@ -195,9 +195,9 @@ def _query(
     descending = (filters.sort != "uncertain") != backwards
     conditions = [*_of_files(filters), *_of_reads(filters, reader), sa.not_(hidden_from(reader, files.c.image_id))]
     if place is not None:
-        bind_keys = sa.tuple_(sa.literal(place.key, key.type), sa.literal(place.file_id))
+        there = sa.tuple_(sa.literal(place.key, key.type), sa.literal(place.file_id))
         here = sa.tuple_(key, files.c.id)
-        conditions.append(here < bind_keys if descending else here > bind_keys)
+        conditions.append(here < there if descending else here > there)
     direction = sa.desc if descending else sa.asc
     query = select(key, files.c.id)
     if read:
