@@ -1,14 +1,6 @@
 // A canvas for uint16 images: window and level, invert, zoom, pan, an overlay. Knows nothing of reviews.
 
-const RAMP = heatRamp();
-
-export function parseBody(buffer) {
-  const length = new DataView(buffer).getUint32(0, true);
-  const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
-  const grey = new Uint8Array(buffer, 4 + length, head.greys);
-  const samples = new Uint16Array(buffer, 4 + length + head.greys, head.rows * head.columns);
-  return { ...head, grey, samples };
-}
+import { greyTable, heatCanvas, impliedWindow, statistics } from "/static/pixels.js";
 
 export class Viewer {
   constructor(canvas, onChange) {
@@ -136,7 +128,7 @@ export class Viewer {
   _render() {
     const { image } = this;
     if (!image) return;
-    const table = this._table();
+    const table = greyTable(image, this.window, this.inverted);
     const pixels = new ImageData(image.columns, image.rows);
     const out = new Uint32Array(pixels.data.buffer);
     const { samples } = image;
@@ -145,26 +137,6 @@ export class Viewer {
     this.drawn.height = image.rows;
     this.drawn.getContext("2d").putImageData(pixels, 0, 0);
     this._paint();
-  }
-
-  _table() {
-    const { image } = this;
-    const table = new Uint32Array(65536);
-    const top = image.grey.length - 1;
-    const flipped = this.window && image.grey[0] > image.grey[top];
-    const span = this.window ? Math.max(this.window.high - this.window.low, 1e-6) : 1;
-    for (let sample = 0; sample <= 65535; sample += 1) {
-      let grey;
-      if (this.window) {
-        const part = Math.min(1, Math.max(0, (sample - this.window.low) / span));
-        grey = Math.round(255 * (flipped ? 1 - part : part));
-      } else {
-        grey = image.grey[Math.min(sample, top)];
-      }
-      if (this.inverted) grey = 255 - grey;
-      table[sample] = 0xff000000 | (grey << 16) | (grey << 8) | grey;
-    }
-    return table;
   }
 
   _paint() {
@@ -259,64 +231,4 @@ export class Viewer {
     }
     this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
   }
-}
-
-// The window that comes closest to the grey table: from the last black sample to the first white one.
-function impliedWindow(image) {
-  const { grey } = image;
-  const rising = grey[0] <= grey[grey.length - 1];
-  const dark = rising ? 4 : 251;
-  const bright = rising ? 251 : 4;
-  let low = 0;
-  let high = grey.length - 1;
-  while (low < high && (rising ? grey[low] <= dark : grey[low] >= dark)) low += 1;
-  while (high > low && (rising ? grey[high] >= bright : grey[high] <= bright)) high -= 1;
-  return { low, high: Math.max(high, low + 1) };
-}
-
-function statistics(image) {
-  const counts = new Uint32Array(65536);
-  const step = Math.max(1, Math.floor(image.samples.length / 250000));
-  let total = 0;
-  for (let i = 0; i < image.samples.length; i += step) {
-    counts[image.samples[i]] += 1;
-    total += 1;
-  }
-  const at = (share) => {
-    let left = share * total;
-    for (let sample = 0; sample < 65536; sample += 1) {
-      left -= counts[sample];
-      if (left < 0) return sample;
-    }
-    return 65535;
-  };
-  return { at, least: at(0), most: at(0.99999) };
-}
-
-function heatCanvas(overlay) {
-  const canvas = document.createElement("canvas");
-  canvas.width = overlay.columns;
-  canvas.height = overlay.rows;
-  const pixels = new ImageData(overlay.columns, overlay.rows);
-  const out = new Uint32Array(pixels.data.buffer);
-  overlay.values.forEach((value, i) => {
-    out[i] = RAMP[Math.round(255 * Math.min(1, Math.max(0, value)))];
-  });
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-  return canvas;
-}
-
-// Transparent, then violet, red, yellow: brighter is more.
-function heatRamp() {
-  const stops = [[0, 60, 20, 110, 0], [0.25, 110, 30, 140, 110], [0.55, 220, 60, 70, 200], [0.8, 250, 150, 30, 235], [1, 255, 240, 130, 255]];
-  const ramp = new Uint32Array(256);
-  for (let i = 0; i < 256; i += 1) {
-    const part = i / 255;
-    const k = Math.max(1, stops.findIndex((stop) => stop[0] >= part));
-    const [from, to] = [stops[k - 1], stops[k]];
-    const share = (part - from[0]) / (to[0] - from[0]);
-    const [r, g, b, a] = [1, 2, 3, 4].map((c) => Math.round(from[c] + (to[c] - from[c]) * share));
-    ramp[i] = ((a << 24) | (b << 16) | (g << 8) | r) >>> 0;
-  }
-  return ramp;
 }

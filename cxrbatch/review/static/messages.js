@@ -1,0 +1,31 @@
+// What the page tells the reader: over the image, and in a banner above the panel.
+
+import { element } from "/static/dom.js";
+
+const NOTED_MS = 4000;
+let standing = ""; // said until the image changes
+let noted = ""; // said for a while, in front of it
+let timer = 0;
+
+export function showMessage(text) {
+  standing = text;
+  say();
+}
+
+export function note(text) {
+  noted = text;
+  say();
+  clearTimeout(timer);
+  if (text) timer = setTimeout(() => note(""), NOTED_MS);
+}
+
+function say() {
+  const message = element("message");
+  message.textContent = noted || standing;
+  message.hidden = !(noted || standing);
+}
+
+export function banner(text) {
+  element("banner").textContent = text;
+  element("banner").hidden = !text;
+}
