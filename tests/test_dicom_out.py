@@ -138,6 +138,13 @@ def test_a_label_of_any_letters_is_the_same_words_in_every_character_set(tmp_pat
     assert report.PatientName == "Люкceмбypг"
 
 
+def test_a_report_names_a_series_where_the_source_names_none(tmp_path: Path) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", SeriesInstanceUID=""))
+    (study,) = made_of(said, with_map=False)["sr"].CurrentRequestedProcedureEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+    assert is_own_uid(series.SeriesInstanceUID) and len(series.ReferencedSOPSequence) == 1
+
+
 def test_an_empty_character_set_is_not_passed_on_and_two_studies_are_none(tmp_path: Path) -> None:
     said = stored(tmp_path, written(tmp_path / "in", SpecificCharacterSet=""))
     assert all("SpecificCharacterSet" not in dataset for dataset in made_of(said, with_map=False).values())

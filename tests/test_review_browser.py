@@ -322,7 +322,8 @@ def test_two_readers_read_blinded_and_a_third_decides(browser: Any, server: Serv
         chief.saved()
     assert "adjudicated" in {row[0] for row in rows(store, review_status, "status")}
     chief.goto("/rounds/1")
-    chief.page.click("text=Close the round")
+    chief.page.click("summary:has-text('Close the round')")  # it cannot be opened again, so one click is not enough
+    chief.page.click("button:has-text('Close the round')")
     chief.page.click("#main a:has-text('Report')")
     chief.page.wait_for_url("**/reports?round=1")
     assert chief.page.locator("text=Cohen's kappa").count() == 1

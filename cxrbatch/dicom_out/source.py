@@ -16,7 +16,7 @@ from pydicom.multival import MultiValue
 
 from cxrbatch import __version__
 from cxrbatch.dicom_out.codes import plain
-from cxrbatch.own_objects import MANUFACTURER, SERIES_DESCRIPTIONS
+from cxrbatch.own_objects import MANUFACTURER, SERIES_DESCRIPTIONS, make_uid
 from cxrbatch.store.reported import Reported
 
 __all__ = ["IMPLEMENTATION", "Source", "inherit", "series_of"]
@@ -69,11 +69,12 @@ class Source:
 
     @classmethod
     def of(cls, header: Dataset) -> Source:
-        orientation = header.get("PatientOrientation")
+        orientation, instance = header.get("PatientOrientation"), _text(header, "SOPInstanceUID")
         return cls(
             sop_class_uid=_text(header, "SOPClassUID"),
-            sop_instance_uid=_text(header, "SOPInstanceUID"),
-            series_instance_uid=_text(header, "SeriesInstanceUID"),
+            sop_instance_uid=instance,
+            # A report has to name the series of its image (PS3.3 C.17.2.1, Type 1), also where the image does not.
+            series_instance_uid=_text(header, "SeriesInstanceUID") or make_uid("series of", instance),
             study_instance_uid=_text(header, "StudyInstanceUID"),
             burned_in_annotation=_text(header, "BurnedInAnnotation").upper(),
             image_laterality=(_text(header, "ImageLaterality") or _text(header, "Laterality")).upper(),

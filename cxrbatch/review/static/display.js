@@ -9,6 +9,7 @@ let image = null; // state of the image that the page is at
 let there = false; // whether its pixels, or why there are none, are what the viewer shows
 let wantsFull = false; // whether its whole resolution was asked for
 let heatOn = false;
+let making = false; // whether the note says that the heat map is being made
 export const viewer = new Viewer(element("canvas"), viewChanged);
 
 // The page is at this image; its pixels come with `show`.
@@ -56,17 +57,24 @@ async function setHeat(on) {
   heatOn = on;
   element("heat").setAttribute("aria-pressed", String(on));
   element("heat-share").hidden = !on;
-  if (!on) return viewer.setOverlay(null, 0);
+  if (!on) {
+    if (making) note("");
+    making = false;
+    return viewer.setOverlay(null, 0);
+  }
   const state = image;
-  note("The heat map is being made …");
+  making = true;
+  note("The heat map is being made …", { stays: true });
   try {
     const overlay = await overlayOf(state.id);
     if (image === state && heatOn) {
+      making = false;
       viewer.setOverlay(overlay, element("heat-share").value / 100);
       note(`What moved the score for ${words(overlay.label)}; not where disease is.`);
     }
   } catch (error) {
     if (image !== state) return undefined;
+    making = false;
     setHeat(false);
     note(error.message);
   }

@@ -141,7 +141,7 @@ async function act(action, label = null) {
     return comeBack(state, made, error);
   }
   unsaved.delete(state.key);
-  if (answer.others?.length) note(`${state.name}: ${answer.others.join(", ")} has read it too (${answer.status}).`);
+  if (answer.others?.length && !state.deciding) note(`${state.name}: ${answer.others.join(", ")} read it too (${answer.status}).`);
   if (next !== undefined) return undefined;
   await allSent(); // what is not saved yet would count as unread
   if (turn !== showing) return undefined; // the reader has gone elsewhere, or was sent back to what could not be saved

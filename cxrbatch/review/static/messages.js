@@ -12,11 +12,12 @@ export function showMessage(text) {
   say();
 }
 
-export function note(text) {
+// `stays`: until something else is noted.
+export function note(text, { stays = false } = {}) {
   noted = text;
   say();
   clearTimeout(timer);
-  if (text) timer = setTimeout(() => note(""), NOTED_MS);
+  if (text && !stays) timer = setTimeout(() => note(""), NOTED_MS);
 }
 
 function say() {

@@ -31,7 +31,8 @@ function fillAnswer(state) {
   } else if (!state.label) {
     answer.replaceChildren(make("p", { text: "The model has no answer for this image." }));
   } else {
-    const tags = [...(state.why ?? []), ...(state.flags ?? [])].map((word) => make("span", { className: "tag", text: words(word) }));
+    const reasons = new Set([...(state.why ?? []), ...(state.flags ?? [])]); // a flag may be the reason
+    const tags = [...reasons].map((word) => make("span", { className: "tag", text: words(word) }));
     answer.replaceChildren(
       make(
         "p",
