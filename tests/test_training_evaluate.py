@@ -24,7 +24,7 @@ from cxrbatch.training.bundle_writer import change_stage
 from cxrbatch.training.calibrate import calibrate
 from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.card import card_text, write_card
-from cxrbatch.training.datasets import LabelledImage, find_folders, leaked_images, split_images
+from cxrbatch.training.datasets import LabelledImage, find_folders, known_patients, leaked_images, split_images
 from cxrbatch.training.evaluate import evaluate, measure
 from cxrbatch.training.optimisation import training_device
 from cxrbatch.training.plots import plot_evaluation
@@ -338,6 +338,19 @@ def test_a_set_with_patients_of_train_stands_once_more_without_them(bundle: Path
     shown = Console(width=160, file=io.StringIO())
     print_report(result, shown)
     assert "without images of a patient" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_patients_are_known_of_what_was_learnt_from_only(tmp_path: Path) -> None:
+    for name in ("learnt", "other"):
+        make_folder(tmp_path / name, ("NORMAL", "COVID19"), {"train": 1, "test": 1})
+    rows = [
+        f"{name}/{split}/NORMAL/0.png,a,{patient}"
+        for name, split, patient in (("learnt", "test", "p"), ("learnt", "train", "q"), ("other", "train", "p"))
+    ]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,source,group", *rows]))
+    learnt, other = find_folders(tmp_path)
+    assert known_patients([learnt, other], [learnt]) == []
+    assert [image.group for image in known_patients([learnt, other], [other])] == ["p"]
 
 
 def test_cam_mass_outside_is_a_share(data: Path, bundle: Path) -> None:

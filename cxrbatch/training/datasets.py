@@ -261,11 +261,10 @@ def leaked_images(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
     return [image for image in tests if lengths[image.path] in shared and _digest(image) in digests]
 
 
-def known_patients(folders: Sequence[ImageFolder]) -> list[LabelledImage]:
-    """Test images of a patient, by the groups of manifest.csv, of whom there is a training image."""
-    images = [image for folder in folders for image in folder.images]
-    learnt = {image.group for image in split_images(images, "train")}
-    return [image for image in split_images(images, "test") if image.group in learnt]
+def known_patients(folders: Sequence[ImageFolder], learnt_from: Sequence[ImageFolder]) -> list[LabelledImage]:
+    """Test images of a patient, by the groups of manifest.csv, of whom `learnt_from` has a training image."""
+    learnt = {image.group for folder in learnt_from for image in split_images(folder.images, "train")}
+    return [image for folder in folders for image in split_images(folder.images, "test") if image.group in learnt]
 
 
 def _digest(image: LabelledImage) -> str:

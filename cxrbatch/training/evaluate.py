@@ -16,6 +16,7 @@ from cxrbatch.inference.decision import NOT_CHEST, NOT_FRONTAL, normal_class
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.output_file import new_file, starts_with
 from cxrbatch.training import metrics
+from cxrbatch.training.calibration_images import own_folders
 from cxrbatch.training.datasets import SPLITS, find_folders, known_patients, label_matches, leaked_images, split_images
 from cxrbatch.training.scores import LATERAL, Scores, score_images, targets_of, under_class_names
 
@@ -34,9 +35,9 @@ def evaluate(
     """Evaluate a bundle on every labelled folder in `data` that has images of `split`.
 
     Labels that are classes of the bundle give the full figures; CHEST, NOT_CHEST and LATERAL judge the gate; of any
-    other label it is only said what the bundle calls it. Test images whose bytes are a training image's in `data` too
-    count in their set, which stands a second time without them, as NAME-leak-free, and a third time without patients
-    of whom `data` has a training image, as NAME-new-patients. Writes `out`/evaluation.json and plots.
+    other label it is only said what the bundle calls it. A set stands a second time without test images whose bytes are
+    a training image's in `data` too, as NAME-leak-free, and a third time without patients of whom the folders that
+    the bundle was trained on have a training image, as NAME-new-patients. Writes `out`/evaluation.json and plots.
     Raises Fatal when nothing can be read, or there is no image of that split.
     """
     if split not in SPLITS:
@@ -59,10 +60,12 @@ def evaluate(
             raise Fatal(f"No {split} image in {data} has a source with '{name}' in its name.")
     judged = folders if split == "test" else []
     leaks = {image.path for image in leaked_images(judged)}
-    without = {"leak-free": leaks, "new-patients": leaks | {image.path for image in known_patients(judged)}}
+    named = {name for stage in loaded.stages for name in own_folders(stage)}
+    known = known_patients(judged, [folder for folder in judged if folder.name in named] or judged)
+    without = {"leak-free": leaks, "new-patients": leaks | {image.path for image in known}}
     for folder in folders:
-        images = split_images(folder.images, split)
-        images = [image for image in images if not any(name in image.source for name in without_sources)]
+        of_split = split_images(folder.images, split)
+        images = [image for image in of_split if not any(name in image.source for name in without_sources)]
         if not images:
             continue
         scores = score_images(loaded, under_class_names(images, loaded), engine)
@@ -105,9 +108,8 @@ def measure(scores: Scores, classes: Sequence[str], draws: int = 500) -> dict[st
     if scores.gate is not None:
         found["gate"] = _gate(scores, scores.gate, draws)
     others = sorted({f.label for f, k in zip(scores.images, known, strict=True) if not k})
-    found["called"] = {
-        label: _called(scores, np.array([f.label == label for f in scores.images]), classes, draws) for label in others
-    }
+    chosen = {label: np.array([f.label == label for f in scores.images]) for label in others}
+    found["called"] = {label: _called(scores, rows, classes, draws) for label, rows in chosen.items()}
     return found
 
 
