@@ -25,7 +25,8 @@ from cxrbatch.training.calibrate import calibrate
 from cxrbatch.training.calibrate_gate import calibrate_gate
 from cxrbatch.training.card import card_text, write_card
 from cxrbatch.training.datasets import LabelledImage, find_folders, known_patients, leaked_images, split_images
-from cxrbatch.training.evaluate import evaluate, measure
+from cxrbatch.training.evaluate import evaluate
+from cxrbatch.training.figures import measure
 from cxrbatch.training.optimisation import training_device
 from cxrbatch.training.plots import plot_evaluation
 from cxrbatch.training.recipes import load_recipe

@@ -2,23 +2,18 @@
 
 An object comes into being whole, so it never has to stand still first. Its version (ETag, or Google's generation) says
 whether it has changed: the time of a change has whole seconds only. What an object store refuses, fails at or is too
-slow for may heal: such an object is tried again. Credentials and endpoints are those of fsspec's libraries
-(AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_CONNECTION_STRING, ...). Of these libraries only single
-requests are used: their listings are no pages, and gcsfs asks Google about the bucket before each of its own reads.
+slow for may heal: such an object is tried again.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator
-from datetime import datetime
-from functools import cache
-from typing import Any, NamedTuple, Protocol
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
 from cxrbatch.imaging.limits import Limits
+from cxrbatch.intake.object_stores import Object, Store, changed, store_of, wait
 from cxrbatch.types import FoundFile
 
 __all__ = ["check_remote", "is_remote", "list_objects", "normal_path", "read_object"]
@@ -55,7 +50,7 @@ def check_remote(root: str) -> None:
     """Raises Fatal (one sentence) where nothing can be listed: no such bucket, refused, unreachable, not installed."""
     scheme, bucket, prefix = _parts(root)
     try:  # the prefix: credentials may be for it alone
-        _wait(_store(scheme), "page", bucket, prefix, 1, "", timeout=_ANSWER_S)
+        wait(store_of(scheme), "page", bucket, prefix, 1, "", timeout=_ANSWER_S)
     except Fatal:
         raise
     except Exception as error:  # each library has exceptions of its own
@@ -69,7 +64,7 @@ def list_objects(root: str) -> Iterator[FoundFile]:
     """
     try:
         scheme, bucket, prefix = _parts(root)
-        for found in _objects(_store(scheme), bucket, prefix):
+        for found in _objects(store_of(scheme), bucket, prefix):
             changed_ns = int(found.changed.timestamp()) * 10**9
             yield FoundFile(f"{scheme}://{bucket}/{found.key}", found.size, changed_ns, 0, version=found.version)
     except Fatal:
@@ -87,9 +82,9 @@ def read_object(file: FoundFile, limits: Limits) -> bytes:
         return b""
     try:
         scheme, bucket, key = _parts(file.path)
-        data: bytes = _wait(_store(scheme), "read", bucket, key, file.version, file.size + 1)
+        data: bytes = wait(store_of(scheme), "read", bucket, key, file.version, file.size + 1)
         if len(data) > file.size:
-            raise _changed()
+            raise changed()
         if len(data) < file.size:
             raise OSError("the answer ended early")
     except Exception as error:
@@ -97,106 +92,6 @@ def read_object(file: FoundFile, limits: Limits) -> bytes:
     return data
 
 
-class _Object(NamedTuple):
-    key: str
-    size: int
-    changed: datetime
-    version: str
-
-
-class _Store(Protocol):
-    """What is asked of each store. Its methods run in the thread of fsspec's event loop."""
-
-    files: Any  # fsspec's file system
-
-    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
-        """The next objects whose keys begin with `prefix`, and the token for those after them, empty at the end."""
-        ...
-
-    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
-        """At most `most` bytes from the start of an object. Fails where it is another version by now."""
-        ...
-
-
-class _S3:
-    def __init__(self) -> None:
-        self.files = _file_system("s3")
-
-    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
-        more = {"ContinuationToken": after} if after else {}
-        page = await self.files._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=most, **more)
-        entries = page.get("Contents", ())
-        found = [_Object(one["Key"], one["Size"], one["LastModified"], one["ETag"].strip('"')) for one in entries]
-        return found, page["NextContinuationToken"] if page.get("IsTruncated") else ""
-
-    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
-        condition = {"IfMatch": f'"{version}"'} if version else {}
-        stream = (await self.files._call_s3("get_object", Bucket=bucket, Key=key, **condition))["Body"]
-        try:
-            data = bytearray()
-            while len(data) < most and (block := await stream.read(min(2**20, most - len(data)))):
-                data += block
-        finally:
-            stream.close()
-        return bytes(data)
-
-
-class _Google:
-    def __init__(self) -> None:
-        self.files = _file_system("gs")
-        self.files.credentials.maybe_refresh()  # gcsfs would try refused credentials for half a minute
-
-    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
-        asked = {
-            "prefix": prefix or None,
-            "maxResults": most,
-            "pageToken": after or None,
-            "fields": "nextPageToken,items(name,size,timeCreated,generation)",
-        }
-        page = await self.files._call("GET", "b/{}/o", bucket, json_out=True, **asked)
-        found = [
-            _Object(one["name"], int(one["size"]), datetime.fromisoformat(one["timeCreated"]), str(one["generation"]))
-            for one in page.get("items", ())
-        ]
-        return found, page.get("nextPageToken", "")
-
-    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
-        asked = {"Range": f"bytes=0-{most - 1}"}
-        headers, data = await self.files._call("GET", self.files.url(f"{bucket}/{key}"), headers=asked)
-        if headers.get("X-Goog-Generation") != version:
-            raise _changed()
-        return bytes(data)
-
-
-class _Azure:
-    def __init__(self) -> None:
-        try:
-            self.files = _file_system("az")
-        except ValueError:
-            names = "AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_ACCOUNT_NAME"
-            raise Fatal(f"az:// needs a storage account; check {names}.") from None
-
-    async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[_Object], str]:
-        container = self.files.service_client.get_container_client(bucket)
-        # One retry: the first of Azure's comes after 15 seconds.
-        asked = {"include": ["metadata"], "results_per_page": most, "retry_total": 1}
-        pages = container.list_blobs(name_starts_with=prefix or None, **asked).by_page(after or None)
-        found = [
-            _Object(one.name, one.size, one.last_modified, one.etag.strip('"'))
-            async for one in await anext(pages)
-            if not any(name.lower() == "hdi_isfolder" for name in one.metadata or ())  # a folder with a name of its own
-        ]
-        return found, pages.continuation_token or ""
-
-    async def read(self, bucket: str, key: str, version: str, most: int) -> bytes:
-        from azure.core import MatchConditions
-
-        blob = self.files.service_client.get_blob_client(bucket, key)
-        condition = {"etag": f'"{version}"', "match_condition": MatchConditions.IfNotModified}
-        return bytes(await (await blob.download_blob(0, most, **condition)).readall())
-
-
-_STORES: dict[str, type[_Store]] = {"s3": _S3, "gs": _Google, "az": _Azure}
 _CREDENTIALS = {
     "s3": "AWS_PROFILE, AWS_ACCESS_KEY_ID",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -209,39 +104,12 @@ _ENDPOINT = {
 }
 
 
-@cache
-def _store(scheme: str) -> _Store:
-    try:
-        return _STORES[scheme]()
-    except KeyError:
-        raise Fatal(f"{scheme}:// cannot be read; use s3://, gs:// or az://.", ExitCode.USAGE) from None
-    except ImportError:
-        raise Fatal(
-            f"Reading {scheme}:// needs a library that is not installed: pip install 'cxrbatch[remote]' "
-            "(and gcsfs for gs://, adlfs for az://)."
-        ) from None
-
-
-def _file_system(scheme: str) -> Any:
-    import fsspec
-
-    for name in ("gcsfs", "google", "adlfs", "azure"):  # with no handler, their warnings and traces go to stderr
-        logging.getLogger(name).addHandler(logging.NullHandler())
-    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
-
-
-def _wait(store: _Store, method: str, *args: object, timeout: float | None = None) -> Any:
-    from fsspec.asyn import sync
-
-    return sync(store.files.loop, getattr(store, method), *args, timeout=timeout)
-
-
-def _objects(store: _Store, bucket: str, prefix: str) -> Iterator[_Object]:
+def _objects(store: Store, bucket: str, prefix: str) -> Iterator[Object]:
     for start in [prefix, prefix + "/"] if prefix else [""]:  # an object of this very name, and what lies below it
         most = 1 if start and not start.endswith("/") else _PAGE
         after = ""
         while True:
-            page, after = _wait(store, "page", bucket, start, most, after)
+            page, after = wait(store, "page", bucket, start, most, after)
             for found in page:
                 exact = start.endswith("/") or not start or found.key == start
                 if exact and not found.key.endswith("/"):  # consoles of stores keep folders as empty objects
@@ -257,10 +125,6 @@ def _parts(url: str) -> tuple[str, str, str]:
     return scheme, bucket, key
 
 
-def _changed() -> Retry:
-    return Retry(ReasonCode.CHANGED_WHILE_READ, "The object changed while it was read.")
-
-
 def _problem(error: Exception) -> Rejected:
     if isinstance(error, Rejected):
         return error
@@ -272,7 +136,7 @@ def _problem(error: Exception) -> Rejected:
         case 401 | 403:
             return Retry(ReasonCode.PERMISSION_DENIED, "The object may not be read with these credentials.")
         case 412:
-            return _changed()
+            return changed()
     return Retry(ReasonCode.UNREADABLE, f"The object cannot be read ({type(error).__name__}); it is tried again.")
 
 

@@ -140,13 +140,9 @@ class _Run:
         self.averaged = copy.deepcopy(self.net)
         self.best = copy.deepcopy(self.net)
         self.mean, self.std = normalisation(recipe, images)
-        self.progress = Progress(
-            recipe.sha256,
-            images.data_sha256,
-            recipe.pretrained if self.teacher is None else f"{recipe.pretrained} {self.teacher.sha256}",
-            [phase.epochs for phase in recipe.phases],
-            limit,
-        )
+        start = recipe.pretrained if self.teacher is None else f"{recipe.pretrained} {self.teacher.sha256}"
+        epochs = [phase.epochs for phase in recipe.phases]
+        self.progress = Progress(recipe.sha256, images.data_sha256, start, epochs, limit)
         self.checkpoint = work / f"{recipe.role}-checkpoint.safetensors"
         self._saved: dict[str, Tensor] | None = None
         if resume and self.checkpoint.is_file():
