@@ -19,7 +19,7 @@ import gs_az_servers
 from cxrbatch.deidentify import Identifiers
 from cxrbatch.errors import ExitCode, Fatal, StoreDown
 from cxrbatch.inference.bundle import load_bundle
-from cxrbatch.intake import object_stores
+from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover
 from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
 from cxrbatch.ops.cluster_runner import Job, Runner, folders_of
@@ -46,7 +46,7 @@ def network(s3: str) -> Iterator[Proxy]:
     pytest.importorskip("s3fs", reason="needs the extra 'remote'")
     with before(s3) as made, pytest.MonkeyPatch.context() as patch:
         pointed_at(made.url, patch)
-        object_stores.store_of.cache_clear()
+        remote.store_of.cache_clear()
         yield made
 
 

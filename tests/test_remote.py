@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.intake import object_stores, remote
+from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover, roots_of
 from cxrbatch.ops.scan import Exports, run_scan
 from cxrbatch.settings import Settings
@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _environment(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     pointed_at(proxy.url, monkeypatch)
     monkeypatch.setattr("cxrbatch.ops.scan.open_engine", lambda *_: Arithmetic())
-    object_stores.store_of.cache_clear()
+    remote.store_of.cache_clear()
 
 
 @dataclass

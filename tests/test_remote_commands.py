@@ -106,8 +106,18 @@ def test_what_a_user_gets_wrong_ends_with_one_sentence_and_exit_1(
     assert not (pipeline.cwd / "s.db").exists(), "nothing was begun"
 
 
-@pytest.mark.parametrize(("scheme", "module"), [("s3", "fsspec"), ("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])
-def test_without_the_extra_it_says_what_to_install(scheme: str, module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "module", "more"),
+    [
+        ("s3", "fsspec", ""),
+        ("s3", "s3fs", ""),
+        ("gs", "gcsfs", " gcsfs"),
+        ("az", "adlfs", " adlfs"),
+        ("sftp", "fsspec", " paramiko"),
+        ("sftp", "paramiko", " paramiko"),
+    ],
+)
+def test_without_the_extra_it_says_what_to_install(scheme: str, module: str, more: str, tmp_path: Path) -> None:
     program = (
         f"import sys; sys.modules[{module!r}] = None\n"
         "from cxrbatch.cli import main\n"
@@ -118,6 +128,5 @@ def test_without_the_extra_it_says_what_to_install(scheme: str, module: str, tmp
     )
     assert (ended.returncode, ended.stderr) == (
         1,
-        f"cxrbatch: Reading {scheme}:// needs a library that is not installed: pip install 'cxrbatch[remote]' "
-        "(and gcsfs for gs://, adlfs for az://).\n",
+        f"cxrbatch: Reading {scheme}:// needs a library that is not installed: pip install 'cxrbatch[remote]'{more}.\n",
     )

@@ -13,7 +13,7 @@ import pytest
 import s3_server
 from cxrbatch.errors import Fatal, ReasonCode, Retry
 from cxrbatch.imaging.limits import Limits
-from cxrbatch.intake import object_stores, remote
+from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover, roots_of
 from factories import make_bundle
 from gs_az_servers import AzureBucket, GoogleBucket, bucket_on, pointed_at, serving
@@ -31,7 +31,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
 def proxy(server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with s3_server.before(server[1]) as made:
         pointed_at(made.url, monkeypatch)
-        object_stores.store_of.cache_clear()
+        remote.store_of.cache_clear()
         yield made
 
 
@@ -191,7 +191,7 @@ def test_a_server_that_nobody_answers_at_is_one_sentence(
     pytest.importorskip(library)
     monkeypatch.setattr(remote, "_ANSWER_S", 1.0)  # both libraries would try for half a minute and more
     pointed_at("http://127.0.0.1:9", monkeypatch)
-    object_stores.store_of.cache_clear()
+    remote.store_of.cache_clear()
     with pytest.raises(Fatal, match=rf"{scheme}://b cannot be listed \(FSTimeoutError\)"):
         roots_of([f"{scheme}://b/p"])
 
@@ -211,7 +211,7 @@ def test_az_without_an_account_says_what_to_set(given: str | None, says: str, mo
         monkeypatch.delenv("AZURE_STORAGE_" + name, raising=False)
     if given is not None:
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", given)
-    object_stores.store_of.cache_clear()
+    remote.store_of.cache_clear()
     with pytest.raises(Fatal) as ended:
         roots_of(["az://b/p"])
     assert str(ended.value).startswith(says) and "SECRET" not in str(ended.value)
@@ -234,7 +234,7 @@ def test_google_credentials_that_are_refused_are_not_tried_for_half_a_minute(
         pointed_at(google.url, monkeypatch)
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
         monkeypatch.setattr(remote, "_ANSWER_S", 1.0)
-        object_stores.store_of.cache_clear()
+        remote.store_of.cache_clear()
         with pytest.raises(Fatal, match="gs://b may not be listed with these credentials; "):
             roots_of(["gs://b/p"])
     assert [path for _, path in google.requests] == ["/token"]

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from cxrbatch.errors import ReasonCode, Retry
 from cxrbatch.intake.discover import Wanted, discover, look_at
 from cxrbatch.intake.path_set import PathHashSet
-from cxrbatch.intake.remote import is_remote
+from cxrbatch.intake.remote import comes_whole, is_remote
+from cxrbatch.intake.stability import look_again
 from cxrbatch.mounts import mount_points_below
 from cxrbatch.store.paths import CUT_MARK, path_to_text
 from cxrbatch.types import FoundFile
@@ -196,11 +197,10 @@ class FolderState:
             if self._clock() - since < self._quiet_s:
                 continue
             try:
-                info = os.stat(path)
+                now = look_again(file)
             except OSError:
                 del self._unstable[path]  # left to the next walk
                 continue
-            now = FoundFile(path, info.st_size, info.st_mtime_ns, info.st_ino)
             if self._fingerprint(now) == self._fingerprint(file):
                 yield file
             else:
@@ -214,8 +214,8 @@ class FolderState:
 
     def _stands_still(self, file: FoundFile) -> bool:
         unstable = self._unstable.get(file.path)
-        if is_remote(file.path):
-            return True  # objects come into being whole
+        if comes_whole(file.path):
+            return True
         if unstable is None:
             if not self._walked and self._wall_clock() - file.mtime_ns / 1e9 >= self._quiet_s:
                 return True  # older than this process

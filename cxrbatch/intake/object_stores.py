@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 
-from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Retry
+from cxrbatch.errors import Fatal, ReasonCode, Retry
 
-__all__ = ["Object", "Store", "changed", "store_of", "wait"]
+__all__ = ["OBJECT_STORES", "Object", "Store", "changed"]
 
 
 class Object(NamedTuple):
@@ -26,8 +25,6 @@ class Object(NamedTuple):
 
 class Store(Protocol):
     """What is asked of each store. Its methods run in the thread of fsspec's event loop."""
-
-    files: Any  # fsspec's file system
 
     async def page(self, bucket: str, prefix: str, most: int, after: str) -> tuple[list[Object], str]:
         """The next objects whose keys begin with `prefix`, and the token for those after them, empty at the end."""
@@ -116,20 +113,7 @@ class _Azure:
         return bytes(await (await blob.download_blob(0, most, **condition)).readall())
 
 
-_STORES: dict[str, type[Store]] = {"s3": _S3, "gs": _Google, "az": _Azure}
-
-
-@cache
-def store_of(scheme: str) -> Store:
-    try:
-        return _STORES[scheme]()
-    except KeyError:
-        raise Fatal(f"{scheme}:// cannot be read; use s3://, gs:// or az://.", ExitCode.USAGE) from None
-    except ImportError:
-        raise Fatal(
-            f"Reading {scheme}:// needs a library that is not installed: pip install 'cxrbatch[remote]' "
-            "(and gcsfs for gs://, adlfs for az://)."
-        ) from None
+OBJECT_STORES: dict[str, type[Store]] = {"s3": _S3, "gs": _Google, "az": _Azure}
 
 
 def _file_system(scheme: str) -> Any:
@@ -138,12 +122,6 @@ def _file_system(scheme: str) -> Any:
     for name in ("gcsfs", "google", "adlfs", "azure"):  # with no handler, their warnings and traces go to stderr
         logging.getLogger(name).addHandler(logging.NullHandler())
     return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
-
-
-def wait(store: Store, method: str, *args: object, timeout: float | None = None) -> Any:
-    from fsspec.asyn import sync
-
-    return sync(store.files.loop, getattr(store, method), *args, timeout=timeout)
 
 
 def changed() -> Retry:

@@ -1,7 +1,7 @@
-"""Objects in a bucket instead of files in a folder: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
+"""Objects in a bucket, or files on a server, instead of files in a folder: `s3://bucket/prefix`, `sftp://host/folder`.
 
 An object comes into being whole, so it never has to stand still first. Its version (ETag, or Google's generation) says
-whether it has changed: the time of a change has whole seconds only. What an object store refuses, fails at or is too
+whether it has changed: the time of a change has whole seconds only. What a store or server refuses, fails at or is too
 slow for may heal: such an object is tried again.
 """
 
@@ -10,13 +10,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Rejected, Retry
 from cxrbatch.imaging.limits import Limits
-from cxrbatch.intake.object_stores import Object, Store, changed, store_of, wait
+from cxrbatch.intake.file_servers import FileServer
+from cxrbatch.intake.object_stores import OBJECT_STORES, Object, Store, changed
 from cxrbatch.types import FoundFile
 
-__all__ = ["check_remote", "is_remote", "list_objects", "normal_path", "read_object"]
+__all__ = ["check_remote", "comes_whole", "is_remote", "list_objects", "look_at_remote", "normal_path", "read_object"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PAGE = 1000  # objects, the most that S3 lists at once
@@ -26,6 +30,11 @@ _ANSWER_S = 30.0  # for the first answer of a bucket; the libraries would retry 
 def is_remote(path: str) -> bool:
     """Whether a root or a found path is an object's URL; paths of files are absolute."""
     return not path.startswith("/") and _URL.match(path) is not None
+
+
+def comes_whole(path: str) -> bool:
+    """Whether what is at this path is there in whole or not at all: an object of a store, not a file."""
+    return is_remote(path) and path.partition("://")[0] in OBJECT_STORES
 
 
 def normal_path(path: str) -> str:
@@ -50,11 +59,11 @@ def check_remote(root: str) -> None:
     """Raises Fatal (one sentence) where nothing can be listed: no such bucket, refused, unreachable, not installed."""
     scheme, bucket, prefix = _parts(root)
     try:  # the prefix: credentials may be for it alone
-        wait(store_of(scheme), "page", bucket, prefix, 1, "", timeout=_ANSWER_S)
+        _wait(store_of(scheme, bucket), "page", bucket, prefix, 1, "", timeout=_ANSWER_S)
     except Fatal:
         raise
     except Exception as error:  # each library has exceptions of its own
-        raise Fatal(_why_not(scheme, bucket, error)) from None
+        raise Fatal(_why_not(root, error)) from None
 
 
 def list_objects(root: str) -> Iterator[FoundFile]:
@@ -64,14 +73,26 @@ def list_objects(root: str) -> Iterator[FoundFile]:
     """
     try:
         scheme, bucket, prefix = _parts(root)
-        for found in _objects(store_of(scheme), bucket, prefix):
-            changed_ns = int(found.changed.timestamp()) * 10**9
-            yield FoundFile(f"{scheme}://{bucket}/{found.key}", found.size, changed_ns, 0, version=found.version)
+        for found in _objects(store_of(scheme, bucket), bucket, prefix):
+            path = f"{scheme}://{bucket}/{found.key}"
+            yield FoundFile(path, found.size, _changed_ns(found), 0, version=found.version)
     except Fatal:
         raise
     except Exception as error:
         reason = f"The bucket could not be listed ({type(error).__name__}); it is tried again by the next scan."
         yield FoundFile(root + "/", 0, 0, 0, Retry(ReasonCode.UNREADABLE, reason))
+
+
+def look_at_remote(file: FoundFile) -> FoundFile:
+    """The file as its server has it now. Raises OSError where it is gone or cannot be looked at."""
+    try:
+        scheme, bucket, key = _parts(file.path)
+        page, _ = _wait(store_of(scheme, bucket), "page", bucket, key, 1, "", timeout=_ANSWER_S)
+    except Exception as error:
+        raise OSError(str(error)) from None
+    if not page or page[0].key != key:
+        raise FileNotFoundError(file.path)
+    return replace(file, size=page[0].size, mtime_ns=_changed_ns(page[0]), version=page[0].version)
 
 
 def read_object(file: FoundFile, limits: Limits) -> bytes:
@@ -82,7 +103,7 @@ def read_object(file: FoundFile, limits: Limits) -> bytes:
         return b""
     try:
         scheme, bucket, key = _parts(file.path)
-        data: bytes = wait(store_of(scheme), "read", bucket, key, file.version, file.size + 1)
+        data: bytes = _wait(store_of(scheme, bucket), "read", bucket, key, file.version, file.size + 1)
         if len(data) > file.size:
             raise changed()
         if len(data) < file.size:
@@ -92,10 +113,38 @@ def read_object(file: FoundFile, limits: Limits) -> bytes:
     return data
 
 
+@cache
+def store_of(scheme: str, bucket: str) -> Store:
+    """The store or server of a URL; nothing is asked of it yet. Raises Fatal."""
+    if scheme in ("file", "local"):
+        raise Fatal(f"{scheme}:// is not needed: name the folder by its path.", ExitCode.USAGE)
+    try:
+        return OBJECT_STORES[scheme]() if scheme in OBJECT_STORES else FileServer(scheme, bucket)
+    except ValueError:
+        known = "s3://, gs://, az://, sftp:// or another scheme of fsspec"
+        raise Fatal(f"{scheme}:// cannot be read; use {known}.", ExitCode.USAGE) from None
+    except ImportError as error:
+        library = _LIBRARIES.get(scheme, str(error))
+        raise Fatal(f"Reading {scheme}:// needs a library that is not installed: {library}.") from None
+
+
+def _wait(store: Store, method: str, *args: object, timeout: float | None = None) -> Any:
+    from fsspec.asyn import get_loop, sync
+
+    return sync(get_loop(), getattr(store, method), *args, timeout=timeout)
+
+
+_LIBRARIES = {
+    "s3": "pip install 'cxrbatch[remote]'",
+    "gs": "pip install 'cxrbatch[remote]' gcsfs",
+    "az": "pip install 'cxrbatch[remote]' adlfs",
+    "sftp": "pip install 'cxrbatch[remote]' paramiko",
+}
 _CREDENTIALS = {
     "s3": "AWS_PROFILE, AWS_ACCESS_KEY_ID",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY",
+    "sftp": "an SSH agent, FSSPEC_SFTP_KEY_FILENAME or FSSPEC_SFTP_PASSWORD",
 }
 _ENDPOINT = {
     "s3": "the endpoint (AWS_ENDPOINT_URL)",
@@ -109,13 +158,17 @@ def _objects(store: Store, bucket: str, prefix: str) -> Iterator[Object]:
         most = 1 if start and not start.endswith("/") else _PAGE
         after = ""
         while True:
-            page, after = wait(store, "page", bucket, start, most, after)
+            page, after = _wait(store, "page", bucket, start, most, after)
             for found in page:
                 exact = start.endswith("/") or not start or found.key == start
                 if exact and not found.key.endswith("/"):  # consoles of stores keep folders as empty objects
                     yield found
             if not after or most == 1:
                 break
+
+
+def _changed_ns(found: Object) -> int:
+    return int(found.changed.timestamp()) * 10**9
 
 
 def _parts(url: str) -> tuple[str, str, str]:
@@ -140,14 +193,18 @@ def _problem(error: Exception) -> Rejected:
     return Retry(ReasonCode.UNREADABLE, f"The object cannot be read ({type(error).__name__}); it is tried again.")
 
 
-def _why_not(scheme: str, bucket: str, error: Exception) -> str:
-    url = f"{scheme}://{bucket}"
+def _why_not(root: str, error: Exception) -> str:
+    scheme, bucket, _ = _parts(root)
+    url, endpoint = f"{scheme}://{bucket}", _ENDPOINT.get(scheme, "the name of the server")
+    variables = _CREDENTIALS.get(scheme, f"FSSPEC_{scheme.upper()}_USERNAME, FSSPEC_{scheme.upper()}_PASSWORD")
     match _status(error):
+        case 404 if scheme not in OBJECT_STORES:
+            return f"There is no {root}; check the path."
         case 404:
-            return f"There is no bucket {url}; check the name and {_ENDPOINT[scheme]}."
+            return f"There is no bucket {url}; check the name and {endpoint}."
         case 401 | 403:
-            return f"{url} may not be listed with these credentials; check them ({_CREDENTIALS[scheme]})."
-    return f"{url} cannot be listed ({type(error).__name__}); check the network and {_ENDPOINT[scheme]}."
+            return f"{url} may not be listed with these credentials; check them ({variables})."
+    return f"{url} cannot be listed ({type(error).__name__}); check the network and {endpoint}."
 
 
 def _status(error: Exception) -> int:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from cxrbatch.errors import ReasonCode, Retry
-from cxrbatch.intake.remote import is_remote
+from cxrbatch.intake.remote import comes_whole, is_remote, look_at_remote
 from cxrbatch.types import FoundFile
 
-__all__ = ["settle"]
+__all__ = ["look_again", "settle"]
 
 
 def settle(
@@ -35,7 +35,7 @@ def settle(
     unstable: list[tuple[float, FoundFile]] = []  # (time of the last seen change, file)
     for file in found:
         age_s = wall_clock() - file.mtime_ns / 1e9
-        if file.problem is not None or age_s >= quiet_s or is_remote(file.path):
+        if file.problem is not None or age_s >= quiet_s or comes_whole(file.path):
             yield file
         else:
             unstable.append((clock(), file))
@@ -60,9 +60,16 @@ def settle(
         unstable = still_unstable
 
 
+def look_again(file: FoundFile) -> FoundFile:
+    """The file as it is now. Raises OSError where it is gone or cannot be looked at."""
+    if is_remote(file.path):
+        return look_at_remote(file)
+    info = os.stat(file.path)
+    return replace(file, size=info.st_size, mtime_ns=info.st_mtime_ns, inode=info.st_ino)
+
+
 def _look_again(file: FoundFile) -> FoundFile:
     try:
-        info = os.stat(file.path)
+        return look_again(file)
     except OSError:
         return replace(file, problem=Retry(ReasonCode.VANISHED, "The file was gone before it could be read."))
-    return replace(file, size=info.st_size, mtime_ns=info.st_mtime_ns, inode=info.st_ino)
