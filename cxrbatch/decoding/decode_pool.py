@@ -201,11 +201,13 @@ class _Pool:
             return self._died(worker)
         if isinstance(message, Fatal):
             raise message
+        assert isinstance(message, Ready | Answer)
+        worker.cpu_before_s = message.cpu_s
         if isinstance(message, Ready):
             worker.ready = True
             self._failed_starts = self._killed_starts = 0
             return None
-        assert isinstance(message, Answer) and worker.job is not None
+        assert worker.job is not None
         for error in message.unexpected:
             unexpected.record(error)
         job, worker.job = worker.job, None

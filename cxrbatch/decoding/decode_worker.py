@@ -10,6 +10,7 @@ import multiprocessing.process
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -47,15 +48,18 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result of a job, and the unexpected errors that occurred."""
+    """The result of a job, the unexpected errors that occurred, and the CPU seconds of the worker until then."""
 
     result: DecodedImage | Rejected
     unexpected: tuple[UnexpectedError, ...]
+    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The first message of a worker: the codecs are loaded."""
+    """The first message of a worker: the codecs are loaded, which took so many CPU seconds."""
+
+    cpu_s: float
 
 
 _abandoned: list[multiprocessing.process.BaseProcess] = []
@@ -91,7 +95,7 @@ class Worker:
         self.jobs = 0
         self.job: Job | None = None
         self.given_at = self.given_at_monotonic = 0.0
-        self._cpu_before_s = 0.0
+        self.cpu_before_s = 0.0  # of its last message
 
     @property
     def idle(self) -> bool:
@@ -105,14 +109,13 @@ class Worker:
         self.job = job
         self.jobs += 1
         self.given_at, self.given_at_monotonic = now, monotonic
-        _, self._cpu_before_s = self.state_and_cpu_s()
         with contextlib.suppress(OSError):  # it is dead: its pipe reports this at the next poll
             self.pipe.send(job.file)
 
     def cpu_s(self) -> tuple[str, float]:
         """The state of the process (one letter, see proc(5); "" if it is gone) and its CPU seconds on this job."""
         state, cpu_s = self.state_and_cpu_s()
-        return state, cpu_s - self._cpu_before_s
+        return state, cpu_s - self.cpu_before_s
 
     def state_and_cpu_s(self) -> tuple[str, float]:
         try:
@@ -160,14 +163,14 @@ def _serve(pipe: Connection, task: DecodeTask, memory_mib: int, parent: int) -> 
     except Exception as error:
         pipe.send(Fatal(f"Decode workers cannot load the codecs ({error}); install cxrbatch again."))
         return
-    pipe.send(Ready())
+    pipe.send(Ready(time.process_time()))
     while True:
         try:
             file: FoundFile = pipe.recv()
         except (EOFError, OSError):
             return
         result = _run(task, file)
-        answer = Answer(result, tuple(reports))
+        answer = Answer(result, tuple(reports), time.process_time())
         reports.clear()
         try:
             pipe.send(answer)
