@@ -92,7 +92,8 @@ def write_stage(
 
     Returns the roles that the bundle then has, such as "gate disease".
 
-    A bundle that is there keeps its version and licence where these are "". Temperature is 1, and there is no out-of-distribution score and no reference for drift until `calibrate`.
+    A bundle that is there keeps its version and licence where these are "". Temperature is 1, and there is no
+    out-of-distribution score and no reference for drift until `calibrate`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with changing(folder, wait=True):
