@@ -145,6 +145,17 @@ def test_an_empty_address_turns_listening_off(
     assert "Say where to listen" in capsys.readouterr().err
 
 
+def test_a_global_option_after_the_command_is_told_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, told in (("--db", True), ("-q", True), ("--dbs", False)):
+        monkeypatch.setattr(sys, "argv", ["cxrbatch", "results", option, "x"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and ("stands before the command" in said) == told, said
+
+
 def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom cxrbatch.cli import app, main\n"

@@ -75,6 +75,7 @@ _EXTRAS = {
 }
 
 
+_BEFORE_THE_COMMAND = frozenset(("--config", "-c", "--db", "--quiet", "-q", "--verbose", "-v", "--log-format"))
 #: Options by which nothing is listened on, whatever the settings say.
 _MAY_BE_EMPTY = frozenset({"listen", "metrics"})
 
@@ -97,6 +98,9 @@ def _run() -> int | str | None:
     try:
         _guarded(typer.main.get_command(app))()
     except SystemExit as end:
+        option = getattr(end.__context__, "option_name", None)  # of the usage error that typer has printed
+        if option in _BEFORE_THE_COMMAND:
+            _complain(f"{option} stands before the command: cxrbatch {option} … COMMAND.")
         # typer says 1 of each broken pipe, but `cxrbatch results | head` has all that it wants.
         return ExitCode.OK if isinstance(end.__context__, BrokenPipeError) and _nobody_reads() else end.code
     except Fatal as fatal:
