@@ -140,14 +140,14 @@ def run_scan(
 
 
 def _nothing_matched(roots: Sequence[str], settings: Settings) -> str:
-    given = [f"--include {' '.join(settings.include)}"] if settings.include else []
-    given += [f"--exclude {' '.join(settings.exclude)}"] if settings.exclude else []
+    given = [f"fits --include {' '.join(settings.include)}"] if settings.include else []
+    given += [f"is left by --exclude {' '.join(settings.exclude)}"] if settings.exclude else []
     where = roots[0] if len(roots) == 1 else f"{roots[0]} and {len(roots) - 1:,} more"  # a shell may name thousands
     what = " and ".join(given)
     if not what:
         return plain(f"There is no file in {where}: nothing was read.")
     how = "globs on the name, or on the path below the folder"
-    return plain(f"No file in {where} fits {what} ({how}): nothing was read; the totals are of earlier scans.")
+    return plain(f"No file in {where} {what} ({how}): nothing was read; the totals are of earlier scans.")
 
 
 def _mount_points(roots: Sequence[str]) -> frozenset[str]:
