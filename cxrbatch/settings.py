@@ -7,7 +7,7 @@ import json
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["ENV_PREFIX", "SendTo", "Settings", "without_password"]
@@ -124,7 +124,14 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     # Privacy.
     phi: Literal["hash", "keep", "drop"] = "hash"
-    id_key_file: str = "cxrbatch.key"
+    id_key_file: str = Field("cxrbatch.key", min_length=1)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("write a number")  # pydantic takes true for 1
+        return value
 
     @field_validator("worker_memory_mib")
     @classmethod

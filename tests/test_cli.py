@@ -108,6 +108,54 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(
     )
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["receive", "", "--listen", "A@127.0.0.1:0"],
+        ["samples", ""],
+        ["scan", "a", ""],
+        ["scan", ".", "--csv", ""],
+        ["train", "disease", "--data", "", "-o", "b"],
+        ["models", "verify", ""],
+        ["db", "backup", ""],
+        ["review", "--host", ""],  # a socket would listen on every address
+        ["--config", "", "config", "check"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_text_is_not_the_working_folder(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cxrbatch", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n"), "is empty (an unset variable" in said) == (2, 1, True), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_address_turns_listening_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXRBATCH_LISTEN", "A@127.0.0.1:0")
+    monkeypatch.setattr(sys, "argv", ["cxrbatch", "receive", str(tmp_path), "--listen", ""])
+    with pytest.raises(SystemExit):
+        main()
+    assert "Say where to listen" in capsys.readouterr().err
+
+
+def test_a_global_option_after_the_command_is_told_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, told in (("--db", True), ("-q", True), ("--dbs", False)):
+        monkeypatch.setattr(sys, "argv", ["cxrbatch", "results", option, "x"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and ("stands before the command" in said) == told, said
+
+
 def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom cxrbatch.cli import app, main\n"
@@ -134,6 +182,9 @@ def test_destinations_in_the_environment_that_are_no_json_are_a_sentence(
     [
         ({"device": "gpu"}, "The setting 'device' cannot be 'gpu': write auto, cpu, cuda or cuda:0,1."),
         ({"listen": "11112"}, r"The setting 'listen' cannot be '11112': write \[AET@\]HOST:PORT"),
+        ({"workers": True}, "The setting 'workers' cannot be True: write a number."),  # pydantic: 1
+        ({"batch_age_s": False}, "The setting 'batch_age_s' cannot be False: write a number."),
+        ({"id_key_file": ""}, "The setting 'id_key_file' cannot be '': "),
         ({"review_user_header": "X User"}, "write letters, digits and hyphens"),
         ({"send_to": [{"name": "a b", "url": "dicom://A@h:1"}]}, "'send_to.0.name' cannot be 'a b': write at most 64"),
     ],

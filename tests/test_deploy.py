@@ -27,10 +27,13 @@ from cxrbatch.ops.health import Health
 from cxrbatch.ops.metrics import Metrics, described
 from cxrbatch.ops.monitor import serve_monitor
 from cxrbatch.settings import Settings
+from cxrbatch.store import Store
+from cxrbatch.store.housekeeping import check
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNITS = {path.stem: path.read_text() for path in sorted(DEPLOY.glob("*.service"))}
-WATCH = UNITS["cxrbatch-watch"]
+WATCH, NIGHTLY = UNITS["cxrbatch-watch"], UNITS["cxrbatch-nightly"]
+PRUNE = (DEPLOY / "cxrbatch-nightly.service.d" / "prune.conf").read_text()
 ENV, DOCKERFILE, COMPOSE = ((DEPLOY / name).read_text() for name in ("cxrbatch.env", "Dockerfile", "compose.yaml"))
 KUBERNETES = (DEPLOY / "kubernetes" / "cxrbatch.yaml").read_text()
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())
@@ -60,8 +63,10 @@ def containers() -> Iterator[dict[str, Any]]:
 
 def commands() -> Iterator[list[str]]:
     """What is run, without the program's own name."""
-    for unit in UNITS.values():
+    for unit in (*UNITS.values(), PRUNE):
         for line in re.findall(r"^ExecStart=(.+)$", unit, re.M):
+            if line.startswith("/bin/sh "):
+                (line,) = re.findall(r"/\S+/cxrbatch [^;]+", line)
             program, *args = shlex.split(line)
             assert Path(program).name == "cxrbatch"
             yield args
@@ -139,9 +144,9 @@ def test_the_exposure_of_a_unit(unit: str, with_gpu: bool, tmp_path: Path) -> No
         pytest.skip("this systemd-analyze cannot look at a unit that is not loaded")
     shutil.copy(DEPLOY / f"{unit}.service", tmp_path)
     drop_in = DEPLOY / f"{unit}.service.d"
+    if with_gpu and not (drop_in / "gpu.conf").exists():
+        pytest.skip("this unit has no use for a GPU")
     if with_gpu:
-        if not drop_in.exists():
-            pytest.skip("this unit has no use for a GPU")
         shutil.copytree(drop_in, tmp_path / drop_in.name)
     shown = run(analyze, "security", "--no-pager", "--offline=yes", "--threshold=15", f"{unit}.service", cwd=tmp_path)
     assert float(re.findall(r"exposure level for \S+: ([\d.]+)", shown)[0]) <= 1.5
@@ -159,6 +164,43 @@ def test_systemd_reads_every_line_of_a_unit(unit: str, tmp_path: Path) -> None:
     )
     wrong = [line for line in said.stderr.splitlines() if f"{unit}.service:" in line]
     assert not wrong, wrong
+
+
+def test_the_timer_starts_the_nightly_work_and_its_drop_in_adds_to_it(tmp_path: Path) -> None:
+    for path in DEPLOY.glob("cxrbatch-nightly*"):
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, tmp_path / path.name)
+    drop_in = tmp_path / "cxrbatch-nightly.service.d" / "prune.conf"
+    drop_in.write_text(PRUNE.replace("/opt/cxrbatch/bin/cxrbatch db", "/bin/true"))
+    said = run(tool("systemd-analyze"), "verify", "--man=no", "./cxrbatch-nightly.timer", cwd=tmp_path)
+    assert "nightly" not in said
+    # Only a oneshot may have several commands, which run in turn until one fails: no copy, nothing is deleted.
+    assert "Type=oneshot" in NIGHTLY and "--yes" in PRUNE
+
+
+def test_the_nightly_copy_goes_beside_the_others_and_old_ones_go(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/cxrbatch.db"):
+        pass
+    (line,) = re.findall(r"^ExecStart=(/bin/sh .+)$", NIGHTLY, re.M)
+    program, folder = tmp_path / "cxrbatch", tmp_path / "backups"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cxrbatch "$@"\n')
+    program.chmod(0o755)
+    words = [word.replace("$$", "$").replace("%%", "%") for word in shlex.split(line)]
+    words = [word.replace("/opt/cxrbatch/bin", str(tmp_path)) for word in words[:-1]] + [str(folder)]
+
+    def night() -> int:
+        return subprocess.run(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(DEPLOY.parent)}).returncode
+
+    folder.mkdir()
+    old = folder / "cxrbatch-20250101T023000.db"
+    old.touch()
+    os.utime(old, (0, 0))
+    (tmp_path / "cxrbatch.db").rename(tmp_path / "away.db")
+    assert night() == 1 and old.exists()  # no new copy: the old one stays
+    (tmp_path / "away.db").rename(tmp_path / "cxrbatch.db")
+    assert night() == 0
+    (copy,) = folder.iterdir()
+    assert copy != old and check(f"sqlite:///{copy}") == []
 
 
 def test_the_calls_of_a_daemon_are_allowed_by_its_unit(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from cxrbatch.cli import app
-from cxrbatch.errors import TRANSIENT_REASONS, ExitCode, ReasonCode
+from cxrbatch.errors import TRANSIENT_REASONS, ExitCode, Fatal, ReasonCode
 from cxrbatch.inference.bundle import SHIPPED, load_bundle
 from cxrbatch.inference.decision import REVIEW_FLAGS
 from cxrbatch.review.work_list import NOT_DISEASE_LABELS, REASONS
@@ -101,10 +101,13 @@ def test_the_settings_and_recipes_in_the_documents_are_valid(tmp_path: Path) -> 
 
 def test_the_shipped_gate_can_be_copied_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/howto/own-model.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    words, *_ = re.findall(r"^\$ cxrbatch (models add-gate [^#\n]+)", page, re.M)
     shutil.copytree(SHIPPED / "covid3", tmp_path / "my-bundle")
     monkeypatch.chdir(tmp_path)
-    exec(code, {})
+    assert CliRunner().invoke(app, words.split()).exit_code == 0
+    assert CliRunner().invoke(app, words.split()).exit_code == 0  # the one that is there is replaced
+    refused = CliRunner().invoke(app, ["models", "add-gate", "my-bundle", "--from", "covid3"])
+    assert isinstance(refused.exception, Fatal) and "has no gate" in str(refused.exception)
     mine, gate = load_bundle(tmp_path / "my-bundle"), load_bundle("default").gate
     assert mine.gate is not None and gate is not None and mine.gate.manifest == gate.manifest
     assert mine.disease.classes == load_bundle("covid3").disease.classes

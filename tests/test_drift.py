@@ -253,7 +253,8 @@ def test_the_command_on_both_stores(store_url: str, tmp_path: Path, monkeypatch:
     assert report["not_compared"] == {"grey_mean_ks": "not known of these images"}
     assert "not known of these images" in shown.output
     # The newest days are accepted as they are: later ones are compared with them.
-    assert "Accepted: 360 images of 6 days" in run(*span, "--accept").output
+    assert "Accepted: 360 images of 6 day(s)" in run(*span, "--accept").output
+    assert "the days accepted here hold 0 images outside this span" in run(*span).output
     refused = run("--since", "1h", "--accept")
     assert isinstance(refused.exception, Fatal) and "200 are the least" in str(refused.exception)
 

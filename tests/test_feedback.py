@@ -224,6 +224,7 @@ def test_a_dataset_of_a_part_is_refused_and_not_the_whole(tmp_path: Path) -> Non
 
 
 def test_a_shipped_bundle_is_not_changed_in_place(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["calibrate", "default", "--data", str(tmp_path)])
-    assert isinstance(result.exception, Fatal) and result.exception.exit_code == ExitCode.USAGE
-    assert "calibrate the copy" in str(result.exception)
+    for command in (["calibrate", "default", "--data", str(tmp_path)], ["models", "add-gate", "default"]):
+        result = CliRunner().invoke(app, command)
+        assert isinstance(result.exception, Fatal) and result.exception.exit_code == ExitCode.USAGE
+        assert "change the copy" in str(result.exception)

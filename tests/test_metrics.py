@@ -35,7 +35,8 @@ from cxrbatch.ops.drift_statistics import STATISTICS
 from cxrbatch.ops.health import BEAT_LIMIT_S, ROOT_LIMIT_S, Health
 from cxrbatch.ops.metrics import Metrics, ReceiverMetrics, described
 from cxrbatch.ops.monitor import StoreFigures, parse_address, serve_monitor
-from cxrbatch.ops.status import Limits, State, Status, judge
+from cxrbatch.ops.status import Limits, State, Status, _details, _line, judge
+from cxrbatch.ops.terminal import to_stdout
 from cxrbatch.store import JobQueue, Store
 from cxrbatch.store.backlog import Backlog, Daemon, read_backlog, read_daemons, write_heartbeat
 from cxrbatch.store.connection import connect, make_engine
@@ -470,6 +471,15 @@ def test_what_status_makes_of_it(given: Status, state: State | None, words: str)
 def test_a_critical_age_below_the_warning_one_is_not_passed_over() -> None:
     problems = judge(status(700, 5, [daemon()]), Limits(critical_age_s=600.0), now=1100.0)
     assert [level for level, _ in problems] == [State.CRITICAL]
+
+
+def test_only_numbers_follow_the_bar_that_a_monitoring_system_splits_at(capsys: pytest.CaptureFixture[str]) -> None:
+    given = status(daemons=[daemon(folder="/in|out", paused=True)])
+    given.problems.extend(judge(given, Limits(), now=1100.0))
+    _details(to_stdout(), given)
+    line = _line(given)
+    assert line.startswith("CXRBATCH WARNING - the folder /in¦out is away | waiting=0") and line.count("|") == 1
+    assert "/in¦out: away" in (shown := capsys.readouterr().out) and "|" not in shown
 
 
 def test_status_of_no_store_is_one_line(place: Place) -> None:

@@ -190,6 +190,10 @@ def test_reprocess_limit_and_dry_run(sqlite_pipeline: Pipeline) -> None:
     assert both.code == 2 and "Two exports go to one file" in both.err
     for how in ([], ["--dry-run"]):
         assert sqlite_pipeline.run("scan", folder, *how, "--include", "*.dcm", "--error-on-empty").code == 4
+    nothing = sqlite_pipeline.run("scan", folder, "--include", "*.dcm")
+    assert nothing.code == 3 and nothing.summary["files"] == 6
+    assert "No file in" in nothing.err and "fits --include *.dcm" in nothing.err and nothing.err.count("\n") == 1
+    assert "fits" not in sqlite_pipeline.run("scan", folder, "--include", "*.png").err
 
 
 def test_another_cascade_scores_the_same_files_and_both_answers_stay(sqlite_pipeline: Pipeline, tmp_path: Path) -> None:

@@ -162,6 +162,9 @@ def test_test_images_choose_nothing(
         Image.fromarray(draw(1, np.random.default_rng(9))).save(image)
     calibrate(bundle, data)
     stage = load_bundle(bundle).disease
+    calibrate(bundle, data)  # once more: what was before is the same, before any calibration
+    measured = [one.manifest["calibration"] for one in (stage, load_bundle(bundle).disease)]
+    assert measured[0]["ece_before"] == measured[1]["ece_before"] != measured[1]["ece_after"]
     told = f"temperature 1 -> {stage.temperature:.4g}, threshold 0.5 -> {stage.threshold:.4g}"
     assert told in capsys.readouterr().out
     twin = make_bundle(tmp_path / "twin")

@@ -24,6 +24,7 @@ from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.training import backbones
 from cxrbatch.training.backbones import freeze, start_network
+from cxrbatch.training.bundle_writer import LICENCE
 from cxrbatch.training.checkpoint import Progress, load_checkpoint
 from cxrbatch.training.fit import train
 from cxrbatch.training.recipes import Schedule
@@ -63,6 +64,10 @@ def test_a_run_writes_a_bundle_that_loads_and_everything_beside_it(
     assert [e["epoch"] for e in metrics(tmp_path / "bundle")] == [0, 1]
     printed = capsys.readouterr().out
     assert "epoch 2/2" in printed and "validation loss" in printed and "accuracy" in printed
+    made = tmp_path / "bundle"
+    assert f"Next: cxrbatch calibrate {made} --data {images}\nIt has no gate" in printed
+    assert f"first: cxrbatch models add-gate {made}\n" in printed
+    assert (bundle.version, bundle.manifest["licence"]) == ("0.1.0", LICENCE)
 
 
 def test_it_learns(images: Path, tmp_path: Path) -> None:
@@ -183,17 +188,21 @@ def test_nothing_is_written_among_files_that_are_no_bundle(images: Path, tmp_pat
     assert sorted(p.name for p in home.rglob("*")) == ["notes.txt", "training"]
 
 
-def test_a_gate_and_a_disease_model_share_a_bundle(tmp_path: Path) -> None:
+def test_a_gate_and_a_disease_model_share_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = make_folder(tmp_path / "images", ("NORMAL", "SICK", "NOT_CHEST"), {"train": 6, "val": 4})
     gate = write_recipe(
         tmp_path / "gate.toml",
-        ('role = "disease"', 'role = "gate"'),
+        ('role = "disease"', 'role = "gate"\nversion = "1.0.0"\nlicence = "CC-BY-4.0"'),
         ("[[phases]]", '[classes]\nCHEST = ["NORMAL", "SICK"]\nNOT_CHEST = ["NOT_CHEST"]\n[[phases]]'),
     )
     train(gate, images, tmp_path / "bundle", epochs=1)
     classes = '[classes]\nNORMAL = ["NORMAL"]\nSICK = ["SICK"]\n[[phases]]'
-    train(write_recipe(tmp_path / "r.toml", ("[[phases]]", classes)), images, tmp_path / "bundle", epochs=1)
+    assert "Next: train a disease model into the same folder" in capsys.readouterr().out
+    newer = ("batch = 8", 'batch = 8\nversion = "1.1.0"')
+    train(write_recipe(tmp_path / "r.toml", ("[[phases]]", classes), newer), images, tmp_path / "bundle", epochs=1)
+    assert "no gate" not in capsys.readouterr().out
     bundle = load_bundle(tmp_path / "bundle")
+    assert (bundle.version, bundle.manifest["licence"]) == ("1.1.0", "CC-BY-4.0")  # what is not said stays
     assert bundle.gate is not None and bundle.gate.classes == ("CHEST",)
     assert bundle.disease.classes == ("NORMAL", "SICK")
 

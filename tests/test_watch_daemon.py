@@ -61,6 +61,7 @@ def test_once_gives_every_file_that_is_there_its_row(place: Place) -> None:
         "half.png": "truncated",
     }
     assert rows["same.png"] == rows["0/0.png"] and rows["far.png"][0] == "done"
+    assert f" done={sum(row[0] == 'done' for row in rows.values())} " in place.log.splitlines()[-1]  # same.png too
     place.no_orphans()
     assert place.ask("SELECT device, engine FROM runs") == [
         ("cpu", f"arithmetic 1; Python {platform.python_version()}")

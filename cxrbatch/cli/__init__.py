@@ -6,9 +6,11 @@ import errno
 import os
 import select
 import sys
+from collections.abc import Callable
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, TextIO, cast
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -73,6 +75,11 @@ _EXTRAS = {
 }
 
 
+_BEFORE_THE_COMMAND = frozenset(("--config", "-c", "--db", "--quiet", "-q", "--verbose", "-v", "--log-format"))
+#: Options by which nothing is listened on, whatever the settings say.
+_MAY_BE_EMPTY = frozenset({"listen", "metrics"})
+
+
 def main() -> None:
     """The entry point: Fatal becomes one sentence on stderr and its exit code."""
     _provide_streams()
@@ -89,8 +96,11 @@ def main() -> None:
 def _run() -> int | str | None:
     """The exit code of the command. typer itself raises SystemExit when it ends."""
     try:
-        app()
+        _guarded(typer.main.get_command(app))()
     except SystemExit as end:
+        option = getattr(end.__context__, "option_name", None)  # of the usage error that typer has printed
+        if option in _BEFORE_THE_COMMAND:
+            _complain(f"{option} stands before the command: cxrbatch {option} … COMMAND.")
         # typer says 1 of each broken pipe, but `cxrbatch results | head` has all that it wants.
         return ExitCode.OK if isinstance(end.__context__, BrokenPipeError) and _nobody_reads() else end.code
     except Fatal as fatal:
@@ -115,6 +125,25 @@ def _run() -> int | str | None:
         else:
             raise
     return ExitCode.FATAL
+
+
+def _guarded(command: Any) -> Any:
+    """`command`, whose options and arguments, and those of its commands, refuse an empty text."""
+    for parameter in command.params:
+        parameter.process_value = partial(_refuse_empty, parameter.process_value, parameter)
+    for below in getattr(command, "commands", {}).values():
+        _guarded(below)
+    return command
+
+
+def _refuse_empty(process: Callable[..., Any], parameter: Any, context: Any, value: Any) -> Any:
+    """An empty path is the working folder to pathlib, an empty host every address of this machine to a socket."""
+    if "" in (value if isinstance(value, list | tuple) else [value]) and parameter.name not in _MAY_BE_EMPTY:
+        is_option = parameter.param_type_name == "option"
+        name = parameter.opts[0] if is_option else parameter.metavar or parameter.name.upper()
+        else_ = "name it, or write . for this folder" if parameter.required else "give it a value, or leave it out"
+        raise Fatal(f"{name} is empty (an unset variable of a script?): {else_}.", ExitCode.USAGE)
+    return process(context, value)
 
 
 def _provide_streams() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,12 @@ import typer
 
 from cxrbatch.cli.options import options
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.inference.bundle import SHIPPED, find_bundle
+from cxrbatch.inference.bundle import SHIPPED, find_bundle, load_bundle
 
 __all__ = ["app", "models"]
 
 app = typer.Typer()
-models = typer.Typer(no_args_is_help=True, help="The bundles that score: list, show, verify.")
+models = typer.Typer(no_args_is_help=True, help="The bundles that score: list, show, verify, add a gate.")
 
 Data = Annotated[Path, typer.Option("--data", help="Folder of DIR/<class>/… or DIR/{train,val,test}/<class>/…")]
 
@@ -99,14 +100,12 @@ def calibrate(
         raise Fatal("Calibrate with --data DIR, or with --from-reviews -o NEW_BUNDLE.", ExitCode.USAGE)
     if from_reviews and (balance or label_set_margin or split != "val"):
         raise Fatal("--balance, --label-set-margin and --split go with --data DIR.", ExitCode.USAGE)
-    folder = find_bundle(bundle)
+    folder = find_bundle(bundle) if out is not None else _own_bundle(bundle)
     if out is not None:
         from cxrbatch.ops.feedback import calibrate_from_reviews
 
         calibrate_from_reviews(options.settings(), folder, out, review_share=review_share)
         return
-    if folder.parent == SHIPPED:
-        raise Fatal(f"The shipped bundle would be changed: copy {folder}, and calibrate the copy.", ExitCode.USAGE)
     from cxrbatch.training.calibrate import calibrate
 
     assert data is not None
@@ -118,6 +117,30 @@ def calibrate(
         review_share=review_share,
         label_set_margin=label_set_margin,
     )
+
+
+def _own_bundle(name: str) -> Path:
+    folder = find_bundle(name)
+    if folder.parent == SHIPPED:
+        raise Fatal(f"The shipped bundle would be changed: copy {folder}, and change the copy.", ExitCode.USAGE)
+    return folder
+
+
+@models.command("add-gate")
+def models_add_gate(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder; it is changed.")],
+    of: Annotated[
+        str, typer.Option("--from", help="The bundle whose gate it is: a shipped one's name, or a folder.")
+    ] = "default",
+) -> None:
+    """Copy the gate of another bundle into your own, in place of the one that it may have. Calibrate afterwards."""
+    from cxrbatch.training.bundle_writer import add_gate
+
+    folder, gate = _own_bundle(bundle), load_bundle(of).gate
+    if gate is None:
+        raise Fatal(f"The bundle {of} has no gate: name another with --from.", ExitCode.USAGE)
+    add_gate(folder, gate)
+    print(f"The gate of {of} is in {folder}. Next: cxrbatch calibrate {shlex.quote(str(folder))} --data DIR")
 
 
 @models.command("list")

@@ -91,7 +91,7 @@ def end_run(daemon: Daemon, job_queue: JobQueue) -> None:
         released = job_queue.release()
         counts = {"processed": daemon.counts.processed, "unexpected_errors": unexpected.total()}
         job_queue.store.end_run(job_queue.run.run_id, counts)
-        log.info("stopped", done=daemon.counts.labels.total(), rejected=daemon.counts.rejected.total(), held=released)
+        log.info("stopped", done=daemon.counts.scored, rejected=daemon.counts.rejected.total(), held=released)
 
 
 def start_watchers(daemon: Daemon, job_queue: JobQueue, stack: ExitStack, retry: RetryPolicy) -> None:

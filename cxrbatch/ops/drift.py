@@ -65,7 +65,7 @@ def print_drift(settings: Settings, span: Span, *, as_json: bool, png: Path | No
         if accept:
             rows = accept_span(store, bundle, settings.exact, span)
             days = len(np.unique(rows.day))
-            print(f"Accepted: {rows.scored:,} images of {days} days are what later ones are compared with.")
+            print(f"Accepted: {rows.scored:,} images of {days} day(s) are what later ones are compared with.")
             return
         drift = measure_drift(store, bundle, settings.exact, span)
     if png is not None:

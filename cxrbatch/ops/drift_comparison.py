@@ -101,7 +101,8 @@ def measure_drift(store: Store, bundle: Bundle, exact: bool, span: Span) -> Drif
             "accept days that you trust with `cxrbatch drift --since 30d --accept`."
         )
     findings = compare_reference(window, reference, bundle.gate is not None) if window.scored >= ENOUGH else []
-    return found(f"the reference of the bundle ({reference.name})", reference.n, findings, None)
+    why = "" if baseline is None else f"; the days accepted here hold {baseline.scored:,} images outside this span"
+    return found(f"the reference of the bundle ({reference.name}){why}", reference.n, findings, None)
 
 
 def accept_span(store: Store, bundle: Bundle, exact: bool, span: Span) -> Rows:

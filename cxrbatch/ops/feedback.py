@@ -214,7 +214,8 @@ def calibrate_from_reviews(settings: Settings, bundle: Path, out: Path, *, revie
             "threshold": round(float(threshold), 4),
             "chosen_on": chosen,
             "calibration": {
-                "ece_before": metrics.calibration_error(y, before),
+                "ece_before": metrics.calibration_error(y, probabilities_of(logits, 1.0)),
+                "ece_old_temperature": metrics.calibration_error(y, before),
                 "ece_after": metrics.calibration_error(y, p),
                 "accuracy": float((p.argmax(1) == y).mean()),
                 "balanced_accuracy": metrics.balanced_accuracy(y, p.argmax(1)),

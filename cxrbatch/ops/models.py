@@ -12,7 +12,7 @@ from cxrbatch.errors import ExitCode
 from cxrbatch.inference.bundle import Bundle, load_bundle, shipped_bundles
 from cxrbatch.inference.engines.verify import largest_difference
 from cxrbatch.inference.model_spec import ModelSpec, refused
-from cxrbatch.ops.terminal import to_stdout
+from cxrbatch.ops.terminal import plain, to_stdout
 from cxrbatch.settings import Settings
 
 __all__ = ["list_models", "show_model", "verify_models"]
@@ -38,6 +38,8 @@ def show_model(name: str) -> None:
     table.add_row("bundle", f"{bundle.name} {bundle.version}")
     table.add_row("folder", str(bundle.path))
     table.add_row("manifest sha256", bundle.manifest_sha256)
+    if licence := bundle.manifest.get("licence"):
+        table.add_row("licence", plain(str(licence)))
     for stage in bundle.stages:
         model_input = stage.model_input
         classes = ", ".join(stage.classes)

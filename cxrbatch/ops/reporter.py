@@ -114,4 +114,4 @@ class ProgressLog:
     def __call__(self, counts: Counts) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _PROGRESS_S
-            log.info("progress", done=counts.labels.total() + counts.known_image, rejected=counts.rejected.total())
+            log.info("progress", done=counts.scored, rejected=counts.rejected.total())

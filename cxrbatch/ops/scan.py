@@ -28,7 +28,7 @@ from cxrbatch.ops.cluster_runner import Job, folders_of
 from cxrbatch.ops.key_file import identifiers_of
 from cxrbatch.ops.progress import ScanSummary, print_summary, progress_bar
 from cxrbatch.ops.setup import begin_run, stopping, wanted_of
-from cxrbatch.ops.terminal import to_stdout
+from cxrbatch.ops.terminal import plain, to_stdout
 from cxrbatch.pipeline import Context, Counts, Sink, find_changed, scan, walk
 from cxrbatch.settings import Settings
 from cxrbatch.store import FileState, Reprocess, RetryPolicy, Run, Store, only_writer
@@ -130,11 +130,24 @@ def run_scan(
             write(path, (row for row in store.results(roots=roots) if row.state != FileState.MISSING))
     if not quiet and "-" not in (exports.csv, exports.jsonl):
         print_summary(to_stdout(), summary)
+    if not counts.found and not caught:
+        on_screen.print(escape(_nothing_matched(roots, settings)), style="yellow", highlight=False, soft_wrap=True)
     if caught:  # also by SIGTERM: whoever sent it must not take a part for the whole
         return ExitCode.INTERRUPTED
     if error_on_empty and not counts.found:
         return ExitCode.NOTHING_MATCHED
     return ExitCode.SOME_REJECTED if summary.rejected else ExitCode.OK
+
+
+def _nothing_matched(roots: Sequence[str], settings: Settings) -> str:
+    given = [f"fits --include {' '.join(settings.include)}"] if settings.include else []
+    given += [f"is left by --exclude {' '.join(settings.exclude)}"] if settings.exclude else []
+    where = roots[0] if len(roots) == 1 else f"{roots[0]} and {len(roots) - 1:,} more"  # a shell may name thousands
+    what = " and ".join(given)
+    if not what:
+        return plain(f"There is no file in {where}: nothing was read.")
+    how = "globs on the name, or on the path below the folder"
+    return plain(f"No file in {where} {what} ({how}): nothing was read; the totals are of earlier scans.")
 
 
 def _mount_points(roots: Sequence[str]) -> frozenset[str]:

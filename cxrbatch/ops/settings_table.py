@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def print_settings(settings: Settings, config: Path | None, flags: dict[str, Any
     for heading in ("setting", "value", "from"):
         table.add_column(heading, overflow="fold")
     for name, value in settings.model_dump().items():
-        table.add_row(name, without_password(str(value)), where[name])
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)  # as in TOML: true, ["a"]
+        table.add_row(name, without_password(text), where[name])
     to_stdout().print(table)
 
 

@@ -127,7 +127,9 @@ def print_status(load: Callable[[], Settings], limits: Limits, *, as_json: bool)
     except (StoreDown, Fatal, OSError) as error:
         why = without_password(str(error))
         state = State.CRITICAL if isinstance(error, StoreDown) else State.UNKNOWN
-        print(json.dumps({"state": state.name, "problems": [why]}) if as_json else f"CXRBATCH {state.name} - {why}")
+        print(
+            json.dumps({"state": state.name, "problems": [why]}) if as_json else f"CXRBATCH {state.name} - {_text(why)}"
+        )
         return state
     status.problems.extend(judge(status, limits))
     if as_json:
@@ -152,7 +154,13 @@ def _line(status: Status) -> str:
         "review_waiting": backlog.review_waiting,
         "daemons": sum(daemon.age_s <= ALIVE_S for daemon in status.daemons),
     }
-    return f"CXRBATCH {status.state.name} - {said} | {' '.join(f'{name}={value}' for name, value in numbers.items())}"
+    performance = " ".join(f"{name}={value}" for name, value in numbers.items())
+    return f"CXRBATCH {status.state.name} - {_text(said)} | {performance}"
+
+
+def _text(text: str) -> str:
+    """`text` for a monitoring system, to which numbers follow a `|` in any line: a folder's name may have one."""
+    return text.replace("|", "¦")
 
 
 def _details(console: Console, status: Status) -> None:
@@ -161,7 +169,7 @@ def _details(console: Console, status: Status) -> None:
     table.add_column(overflow="fold")
 
     def row(name: str, text: str) -> None:
-        table.add_row(name, Text(text))
+        table.add_row(name, Text(_text(text)))
 
     queue, backlog = status.backlog.queue, status.backlog
     row("queue", f"{queue['waiting']:,} waiting, {queue['claimed']:,} claimed, {queue['retry']:,} to be tried again")

@@ -29,7 +29,11 @@ class Counts:
 
     @property
     def processed(self) -> int:
-        return self.labels.total() + self.known_image + self.rejected.total()
+        return self.scored + self.rejected.total()
+
+    @property
+    def scored(self) -> int:
+        return self.labels.total() + self.known_image
 
     def add(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:

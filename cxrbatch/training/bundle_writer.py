@@ -34,6 +34,7 @@ __all__ = [
     "INTENDED_USE",
     "LICENCE",
     "ModelDraft",
+    "add_gate",
     "change_bundle",
     "change_stage",
     "changing",
@@ -43,10 +44,8 @@ __all__ = [
     "write_stage",
 ]
 
-LICENCE = (
-    "Weights: research use only. Their training images carry mixed and partly unstated licences; see CARD.md. "
-    "Code: Apache-2.0."
-)
+#: Of a bundle whose recipe has no `licence` of its own.
+LICENCE = "Not stated for the weights: what the licences of the training images and of the first weights allow."
 INTENDED_USE = (
     "Sorting frontal chest images for research, with a reader behind it. Not a diagnosis, not a medical device."
 )
@@ -86,14 +85,19 @@ def check_output(folder: Path, *ours: str) -> None:
         raise Fatal(f"{folder} is not a folder: name a new one with -o.", ExitCode.USAGE)
 
 
-def write_stage(folder: Path, draft: ModelDraft, *, name: str | None = None, version: str = "0.1.0") -> None:
+def write_stage(
+    folder: Path, draft: ModelDraft, *, name: str | None = None, version: str = "", licence: str = ""
+) -> str:
     """Add the stage to the bundle in `folder`, or replace the one of the same role; other stages stay.
 
-    Temperature is 1, and there is no out-of-distribution score and no reference for drift until `calibrate`.
+    Returns the roles that the bundle then has, such as "gate disease".
+
+    A bundle that is there keeps its version and licence where these are "". Temperature is 1, and there is no
+    out-of-distribution score and no reference for drift until `calibrate`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with changing(folder, wait=True):
-        _write_stage(folder, draft, name, version)
+        return _write_stage(folder, draft, name, {"version": version, "licence": licence})
 
 
 def changing(folder: Path, *, wait: bool = False) -> AbstractContextManager[None]:
@@ -102,15 +106,16 @@ def changing(folder: Path, *, wait: bool = False) -> AbstractContextManager[None
     return locked(folder, f"Another process changes the bundle {folder}: {advice}.", wait=wait)
 
 
-def _write_stage(folder: Path, draft: ModelDraft, name: str | None, version: str) -> None:
+def _write_stage(folder: Path, draft: ModelDraft, name: str | None, said: dict[str, str]) -> str:
     manifest = _manifest(folder) or {
         "format": FORMAT,
         "name": name or os.path.basename(os.path.abspath(folder)),  # also of "."
-        "version": version,
+        "version": "0.1.0",
         "licence": LICENCE,
         "intended_use": INTENDED_USE,
         "stages": [],
     }
+    manifest |= {key: text for key, text in said.items() if text}
     manifest.pop("reference", None)  # it is of the networks before
     part: dict[str, Any] = {
         "role": draft.role,
@@ -133,6 +138,7 @@ def _write_stage(folder: Path, draft: ModelDraft, name: str | None, version: str
     if draft.other is not None:
         tensors |= {"other.weight": draft.other[0].cpu().contiguous(), "other.bias": draft.other[1].cpu().contiguous()}
     _put(folder, manifest, part, tensors)
+    return " ".join(stage["role"] for stage in manifest["stages"])
 
 
 def change_stage(
@@ -189,6 +195,24 @@ def take_over(made: Path, folder: Path) -> None:
     for stage in manifest["stages"]:
         os.replace(made / stage["weights"], folder / stage["weights"])
     _put_manifest(folder, manifest)
+
+
+def add_gate(folder: Path, gate: ModelSpec) -> None:
+    """Put another bundle's gate into the bundle in `folder`, in place of its own if it has one.
+
+    Raises Fatal when there is no bundle.
+    """
+    with changing(folder):
+        manifest = _manifest(folder)
+        if manifest is None:
+            raise Fatal(f"The folder {folder} holds no bundle.")
+        data = gate.weights.read_bytes()
+        if hashlib.sha256(data).hexdigest() != gate.sha256:
+            raise Fatal(f"{gate.weights} has changed meanwhile; try again.")
+        part = gate.manifest | {"weights": f"gate-{gate.sha256[:12]}.safetensors"}
+        write_whole(folder / part["weights"], data)
+        manifest.pop("reference", None)  # it is of the cascade before
+        _put_manifest(folder, manifest | {"stages": [part, *(p for p in manifest["stages"] if p["role"] != "gate")]})
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -200,7 +200,7 @@ def _calibrate_disease(
             "threshold": round(threshold, 4),
             "chosen_on": f"{split}: {len(y)} images as they are, and as many restyled copies for the temperature",
             "calibration": {
-                "ece_before": metrics.calibration_error(y, scores.probabilities),
+                "ece_before": metrics.calibration_error(y, probabilities_of(scores.logits, 1.0)),
                 "ece_after": metrics.calibration_error(y, p),
                 "accuracy": float((p.argmax(1) == y).mean()),
                 "balanced_accuracy": metrics.balanced_accuracy(y, p.argmax(1)),

@@ -29,7 +29,7 @@ from cxrbatch.training.losses import guess_of, loss_of, mixed_loss, mixup
 from cxrbatch.training.mixstyle import mixstyle
 from cxrbatch.training.optimisation import make_optimiser, move_average, training_device
 from cxrbatch.training.preparation import Prepared, prepare
-from cxrbatch.training.progress import Show
+from cxrbatch.training.progress import Show, what_comes_next
 from cxrbatch.training.recipes import Phase, Recipe, load_recipe, shortened
 from cxrbatch.training.sampling import epoch_order
 from cxrbatch.training.schedules import learning_rate_of, watch_plateau
@@ -118,7 +118,8 @@ def train(
             "held_out": images.held_out,
         },
     )
-    write_stage(out, draft)
+    roles = write_stage(out, draft, version=plan.version, licence=plan.licence)
+    print(what_comes_next(out, data, roles))
 
 
 class _Run:

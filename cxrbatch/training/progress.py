@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -9,7 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-__all__ = ["Show"]
+__all__ = ["Show", "what_comes_next"]
+
+
+def what_comes_next(bundle: Path, data: Path, roles: str) -> str:
+    """Where the bundle is that was trained on `data`, and the next command; `roles` are those of its stages."""
+    if "disease" not in roles:
+        return f"The gate is in {bundle}. Next: train a disease model into the same folder."
+    calibrate = f"cxrbatch calibrate {shlex.quote(str(bundle))} --data {shlex.quote(str(data))}"
+    if "gate" in roles:
+        return f"The bundle is in {bundle}. Next: {calibrate}"
+    add = f"cxrbatch models add-gate {shlex.quote(str(bundle))}"
+    return (
+        f"The bundle is in {bundle}. Next: {calibrate}\nIt has no gate and takes every image for a chest; first: {add}"
+    )
 
 
 class Show:

@@ -123,6 +123,8 @@ class Recipe:
     keep: Literal["best", "last"] = "best"  # best: the epoch of lowest validation loss
     class_grid: bool = False  # write class-grid.png before training
     seed: int = 7
+    version: str = ""  # of the bundle; empty: as it is, 0.1.0 at first
+    licence: str = ""  # of the bundle's weights, for whoever gets it
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
     sha256: str = ""  # of the TOML text

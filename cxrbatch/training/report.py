@@ -71,8 +71,9 @@ def _disease(console: Console, found: dict[str, Any]) -> None:
         f"NORMAL against the rest, AUC {_number(d.get('normal_auc'))}"
     )
     table = Table("class", "precision", "recall (95 %)", "F1", "AUC", "images", "called", box=None, pad_edge=False)
+    digits = len(str(max(n for row in d["confusion"] for n in row)))  # narrow: 80 columns hold four classes
     for row, (label, c) in enumerate(d["per_class"].items()):
-        said = " ".join(f"{n:>4}" for n in d["confusion"][row])
+        said = " ".join(f"{n:>{digits}}" for n in d["confusion"][row])
         table.add_row(
             escape(label), percent(c["precision"]), percent(c["recall"], i[f"recall {label}"]),
             _number(c["f1"]), _number(d["auc"][label]), str(c["support"]), said,
