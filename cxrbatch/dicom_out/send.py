@@ -153,7 +153,9 @@ class _Store:
         if association.is_established:
             # pynetdicom's timeouts are for answers: to a peer that stops reading it would wait for ever.
             wait = struct.pack("@ll", math.ceil(self._to.timeout_s), 0)
-            association.dul.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+            connected: Any = association.dul.socket
+            with suppress(OSError, AttributeError):  # closed already: the first object finds that out
+                connected.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
             self._association = association
             return association
         if association.is_rejected:
