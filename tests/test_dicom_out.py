@@ -138,8 +138,9 @@ def test_a_label_of_any_letters_is_the_same_words_in_every_character_set(tmp_pat
     assert report.PatientName == "Люкceмбypг"
 
 
-def test_a_report_names_a_series_where_the_source_names_none(tmp_path: Path) -> None:
-    said = stored(tmp_path, written(tmp_path / "in", SeriesInstanceUID=""))
+@pytest.mark.parametrize("series", ["", "1.2..3"])
+def test_a_report_names_a_series_where_the_source_names_none(tmp_path: Path, series: str) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", SeriesInstanceUID=series))
     (study,) = made_of(said, with_map=False)["sr"].CurrentRequestedProcedureEvidenceSequence
     (series,) = study.ReferencedSeriesSequence
     assert is_own_uid(series.SeriesInstanceUID) and len(series.ReferencedSOPSequence) == 1
@@ -151,6 +152,11 @@ def test_an_empty_character_set_is_not_passed_on_and_two_studies_are_none(tmp_pa
     (path,) = written(tmp_path / "two", StudyInstanceUID=["1.2.3", "1.2.4"])
     with pytest.raises(NotMade, match="no_study"):
         make_objects(replace(said, paths=(str(path),), sha256=sha256(path.read_bytes()).hexdigest()), KINDS, Limits())
+
+
+def test_a_study_uid_with_leading_zeros_is_passed_on(tmp_path: Path) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", StudyInstanceUID="1.2.03"))
+    assert {str(dataset.StudyInstanceUID) for dataset in made_of(said).values()} == {"1.2.03"}
 
 
 def test_the_same_result_is_the_same_object_and_another_one_is_not(reported: Reported) -> None:
@@ -300,9 +306,19 @@ def test_a_bug_of_ours_is_reported_and_tried_again_and_not_said_of_the_header(
     assert "REFERRER" not in str(caught.value)
 
 
-def test_a_bad_header_is_a_final_reason_and_no_bug(tmp_path: Path) -> None:
-    said = stored(tmp_path, written(tmp_path / "in", SOPClassUID="1.2.840.99"))
+@pytest.mark.parametrize(
+    ("elements", "why"),
+    [
+        ({"SOPClassUID": "1.2.840.99"}, "SOP class"),
+        ({"StudyInstanceUID": "1.2.abc"}, "digits and dots"),
+        ({"StudyInstanceUID": "1." + "2" * 70}, "digits and dots"),
+        ({"SOPInstanceUID": "1..2"}, "digits and dots"),
+        ({"SOPInstanceUID": "1.2²"}, "digits and dots"),
+    ],
+)
+def test_a_bad_header_is_a_final_reason_and_no_bug(tmp_path: Path, elements: dict[str, str], why: str) -> None:
+    said = stored(tmp_path, written(tmp_path / "in", **elements))
     before = unexpected.total()
-    with pytest.raises(NotMade, match="header_unusable") as caught:
+    with pytest.raises(NotMade, match=f"header_unusable.*{why}") as caught:
         make_objects(said, KINDS, Limits())
     assert not caught.value.may_pass and unexpected.total() == before

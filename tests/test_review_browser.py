@@ -46,6 +46,11 @@ LOG = """{
   }); }"""
 
 
+#: Names of fields that stick out of their box.
+FIELDS_OUTSIDE = """[...document.querySelectorAll("fieldset input, fieldset select")].filter(
+  (field) => field.getBoundingClientRect().right > field.closest("fieldset").getBoundingClientRect().right)
+  .map((field) => field.name)"""
+
 #: The first request of a page gets an answer that ends early; waits are a tenth.
 ONE_ANSWER_BREAKS_OFF = """{
   const later = setTimeout, send = fetch, broken = { ok: true, text: () => Promise.reject(new TypeError("cut")) };
@@ -223,7 +228,9 @@ def test_a_reader_works_through_the_list(browser: Any, server: Server, store: St
     page.wait_for_url("**/images?decision=needs_review&label=NORMAL")
     assert page.locator("tr[data-id]").count() == 2
     tab.goto("/images?decision=needs_review")
-    page.click("tr[data-id='1'] a")
+    assert page.locator("h1").inner_text() == "6 images"
+    for key in ("n", "n", "p", "Enter"):
+        page.keyboard.press(key)
     tab.shown(1)
     assert page.locator("#answer .says strong").inner_text() == "NORMAL"
     assert "NaN" not in page.locator("#readout").inner_text()
@@ -238,7 +245,11 @@ def test_a_reader_works_through_the_list(browser: Any, server: Server, store: St
     page.mouse.down()
     page.mouse.move(box["x"] + 420, box["y"] + 380, steps=4)
     page.mouse.up()
-    tab.canvas_once(lambda windowed: windowed != before)
+    windowed = tab.canvas_once(lambda now: now != before)
+    page.keyboard.press("ArrowUp")
+    brighter = tab.canvas_once(lambda now: now != windowed)
+    page.keyboard.press("Shift+ArrowRight")
+    tab.canvas_once(lambda moved: moved[20:] == brighter[:-20] and moved != brighter)
     tab.press("a", 2)  # accept
     tab.press("3", 3)  # override
     tab.press("o", 4)
@@ -288,6 +299,8 @@ def test_a_reader_works_through_the_list(browser: Any, server: Server, store: St
 def test_two_readers_read_blinded_and_a_third_decides(browser: Any, server: Server, store: Store) -> None:
     chief = Tab(browser, server).log_in("chief")
     chief.goto("/rounds")
+    chief.page.set_viewport_size({"width": 768, "height": 1024})
+    assert chief.page.evaluate(FIELDS_OUTSIDE) == []
     chief.page.fill("input[name=name]", "November")
     chief.page.fill("input[name=repeat_percent]", "0")
     for name in ("dr_a", "dr_b"):
@@ -376,8 +389,8 @@ def test_a_failed_save_comes_back_to_its_image(browser: Any, server: Server, sto
     tab.page.locator("#comment").blur()
     tab.page.keyboard.press("a")
     tab.page.wait_for_selector("#banner:has-text('Not saved: It is not possible now.')")
-    tab.page.wait_for_selector("#banner:has-text('dr_b has this image open too.')")
-    assert "Not saved: It is not possible now." in tab.page.locator("#banner").inner_text()
+    tab.page.wait_for_selector("#open-by:has-text('dr_b has this image open too.')")
+    assert tab.page.locator("#banner").inner_text() == "Not saved: It is not possible now."
     assert "/images/1" in tab.page.url
     assert rows(store, reviews, "id") == []
     tab.shown(1)
@@ -501,6 +514,23 @@ def test_a_failed_save_waits_for_a_comment_and_for_the_reader(browser: Any, serv
     tab.saved()
     assert tab.page.input_value("#comment") == "effusion"
     assert rows(store, reviews, "image_id", "action", "comment") == [(1, "accept", "")]
+
+
+def test_a_click_that_ends_a_comment_counts_before_the_page_goes_back(
+    browser: Any, server: Server, store: Store
+) -> None:
+    tab = Tab(browser, server).log_in("dr_a").at_first_image()
+    saves = tab.holds_saves()
+    tab.press("a", 2)
+    tab.holds(saves, 1)
+    tab.page.locator("#comment").press_sequentially("effusion")
+    refuse(saves[0])
+    tab.says(f"image_0.dcm is not saved: {NOT_POSSIBLE}")
+    tab.answer_acts(None)
+    tab.page.click(".accept", delay=100)
+    tab.shown(1)
+    tab.saved()
+    assert rows(store, reviews, "image_id", "comment") == [(2, "effusion")]
 
 
 def test_a_tab_asks_before_it_closes_on_an_act_that_is_not_saved(browser: Any, server: Server, store: Store) -> None:

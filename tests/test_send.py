@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -295,6 +296,27 @@ class _Login(BaseHTTPRequestHandler):
 def test_the_login_page_of_a_proxy_is_not_called_stored(tmp_path: Path, path: str, code: str) -> None:
     status = stowed(tmp_path, _Login, path)
     assert status == Status(code, stored=False, may_pass=code == "answer_unreadable")
+
+
+@pytest.mark.skipif(shutil.which("storescp") is None, reason="needs the Debian package dcmtk")
+def test_a_pacs_that_stops_reading_holds_nobody_up(tmp_path: Path) -> None:
+    paths = written(tmp_path / "in")
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        record_files(store, paths)
+        (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sc"], Limits())
+    made.dataset.PixelData = bytes(32 << 20)  # more than the sockets hold
+    port = free_port()
+    with subprocess.Popen(["storescp", "--ignore", "--sleep-during", "600", str(port)]) as pacs:
+        try:
+            to = replace(parse_destination(f"dicom://ANY@127.0.0.1:{port}"), timeout_s=1)
+            status = Status("no_connection", stored=False)
+            while status.code == "no_connection":  # it starts
+                sending = open_destination(to)
+                status = sending.send(made)
+            sending.close()
+        finally:
+            pacs.kill()
+    assert status == Status("no_answer", stored=False, may_pass=True)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from cxrbatch import unexpected
 from cxrbatch.dicom_out.capture import make_capture
 from cxrbatch.dicom_out.report import make_report
-from cxrbatch.dicom_out.source import Source, inherit
+from cxrbatch.dicom_out.source import Source, inherit, is_uid
 from cxrbatch.errors import Rejected
 from cxrbatch.imaging.decode import read_grey
 from cxrbatch.imaging.dicom.read import read_dicom
@@ -38,7 +38,7 @@ Explain = Callable[[bytes, Reported], NDArray[np.float32] | None]
 
 
 #: What pydicom and highdicom raise for values that DICOM does not allow: wrong lengths and UIDs (ValueError), unknown
-#: SOP classes (KeyError), unknown value representations (NotImplementedError). Anything else is a bug.
+#: value representations (NotImplementedError), ... Anything else is a bug.
 _OF_A_HEADER = (ValueError, LookupError, NotImplementedError)
 
 
@@ -85,7 +85,8 @@ def make_objects(
         raise NotMade(str(rejected.reason_code), rejected.reason) from None
     except _OF_A_HEADER as error:  # its text may quote the header
         raise NotMade(
-            "header_unusable", f"The source's header does not fit into a new object ({type(error).__name__})."
+            "header_unusable",
+            f"The source's header has a value that DICOM does not allow ({type(error).__name__}): dciodvfy names it.",
         ) from None
     except Exception as error:
         raise _our_bug(error) from None
@@ -96,6 +97,13 @@ def _make(reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Ex
     source = Source.of(header)
     if not source.study_instance_uid or not source.sop_instance_uid:
         raise NotMade("no_study", "The source names no study or no instance: its results cannot be filed.")
+    for uid in (source.study_instance_uid, source.sop_instance_uid, source.sop_class_uid):
+        if not is_uid(uid):
+            raise NotMade(
+                "header_unusable",
+                "The UID of the source's study, instance or SOP class is none (digits and dots, 64 at most): "
+                "a PACS may refuse results that name it.",
+            )
     made = []
     for kind in kinds:
         heat = _explained(explain, data, reported) if kind == "sc" else None
@@ -105,7 +113,12 @@ def _make(reported: Reported, kinds: Sequence[Kind], limits: Limits, explain: Ex
         if kind == "sc":
             dataset = make_capture(reported, source, read_grey(data, limits)[0], heat, uid, series_uid)
         else:
-            dataset = make_report(reported, source, uid, series_uid)
+            try:
+                dataset = make_report(reported, source, uid, series_uid)
+            except KeyError:  # highdicom looks up what images of the class consist of
+                raise NotMade(
+                    "header_unusable", "The source is of a private or retired SOP class: no report can be made of it."
+                ) from None
         inherit(dataset, header)
         made.append(MadeObject(kind, uid, dataset))
     return made

@@ -5,7 +5,10 @@ Nothing that a destination says goes any further than its status number: its wor
 
 from __future__ import annotations
 
+import math
+import socket
 import ssl
+import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -148,6 +151,11 @@ class _Store:
         tls = (self._context, self._to.host) if self._context is not None else None
         association = entity.associate(self._to.host, self._to.port, ae_title=self._to.ae_title, tls_args=tls)
         if association.is_established:
+            # pynetdicom's timeouts are for answers: to a peer that stops reading it would wait for ever.
+            wait = struct.pack("@ll", math.ceil(self._to.timeout_s), 0)
+            connected: Any = association.dul.socket
+            with suppress(OSError, AttributeError):  # closed already: the first object finds that out
+                connected.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
             self._association = association
             return association
         if association.is_rejected:

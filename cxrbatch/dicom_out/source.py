@@ -19,7 +19,7 @@ from cxrbatch.dicom_out.codes import plain
 from cxrbatch.own_objects import MANUFACTURER, SERIES_DESCRIPTIONS, make_uid
 from cxrbatch.store.reported import Reported
 
-__all__ = ["IMPLEMENTATION", "Source", "inherit", "series_of"]
+__all__ = ["IMPLEMENTATION", "Source", "inherit", "is_uid", "series_of"]
 
 IMPLEMENTATION = "CXRBATCH"  #: ImplementationVersionName, SH
 
@@ -39,6 +39,7 @@ _INHERITED = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+_UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)*", re.ASCII)
 _OFFSET = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 #: Type 2: there, and empty where nothing is known.
 _REQUIRED = (
@@ -70,11 +71,12 @@ class Source:
     @classmethod
     def of(cls, header: Dataset) -> Source:
         orientation, instance = header.get("PatientOrientation"), _text(header, "SOPInstanceUID")
+        series = _text(header, "SeriesInstanceUID")
         return cls(
             sop_class_uid=_text(header, "SOPClassUID"),
             sop_instance_uid=instance,
             # A report has to name the series of its image (PS3.3 C.17.2.1, Type 1), also where the image does not.
-            series_instance_uid=_text(header, "SeriesInstanceUID") or make_uid("series of", instance),
+            series_instance_uid=series if is_uid(series) else make_uid("series of", instance),
             study_instance_uid=_text(header, "StudyInstanceUID"),
             burned_in_annotation=_text(header, "BurnedInAnnotation").upper(),
             image_laterality=(_text(header, "ImageLaterality") or _text(header, "Laterality")).upper(),
@@ -91,6 +93,11 @@ class Source:
             setattr(dataset, keyword, None)
         dataset.PatientBirthDate = ""
         return dataset
+
+
+def is_uid(text: str) -> bool:
+    """Also with leading zeros (1.2.03), which are wrong and common: a PACS that has the image files its results."""
+    return _UID.fullmatch(text) is not None
 
 
 def series_of(reported: Reported, kind: str) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
-from cxrbatch import __version__
+from cxrbatch import __version__, unexpected
 from cxrbatch.errors import Fatal, Rejected, StoreDown
 from cxrbatch.review import images, login, overlay, reports, rounds, work_list
-from cxrbatch.review.auth import LoginNeeded, set_session_cookie
+from cxrbatch.review.auth import LoginNeeded, csrf_token, session_if_any, set_session_cookie
 from cxrbatch.review.state import State
 
 __all__ = ["create_app", "make_templates"]
@@ -74,7 +74,11 @@ async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Re
     elif request.method == "POST" and "content-length" not in request.headers:
         response = JSONResponse({"detail": "The request has no length."}, 411)
     else:
-        response = await call_next(request)
+        try:
+            response = await call_next(request)
+        except Exception as error:  # a bug: what it quotes stays out of page and log
+            unexpected.report(error)
+            response = await _error(request, 500, "This is a fault of cxrbatch, and noted in its log. Try again.")
     for name, value in _HEADERS.items():
         response.headers[name] = value
     if request.url.path.startswith("/static/"):
@@ -88,15 +92,15 @@ async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Re
 
 
 def _wants_page(request: Request) -> bool:
-    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    return "text/html" in request.headers.get("accept", "")  # also what answers a form
 
 
-def _error(request: Request, status: int, sentence: str) -> Response:
+async def _error(request: Request, status: int, sentence: str) -> Response:
     if _wants_page(request):
         state: State = request.app.state.review
-        return state.templates.TemplateResponse(
-            request, "error.html", {"sentence": sentence, "session": getattr(request.state, "session", None)}, status
-        )
+        session = await session_if_any(request)
+        values = {"sentence": sentence, "session": session, "csrf": csrf_token(session) if session else ""}
+        return state.templates.TemplateResponse(request, "error.html", values, status)
     return JSONResponse({"detail": sentence}, status)
 
 
@@ -109,22 +113,22 @@ async def _to_login(request: Request, _: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = "There is no such page." if error.status_code == 404 and error.detail == "Not Found" else error.detail
-    return _error(request, error.status_code, str(detail))
+    return await _error(request, error.status_code, str(detail))
 
 
 async def _not_understood(request: Request, error: Exception) -> Response:
     # FastAPI's own answer repeats what was sent.
-    return _error(request, 422, "The request is not understood: go back and try again.")
+    return await _error(request, 422, "The request is not understood: go back and try again.")
 
 
 async def _rejected(request: Request, error: Exception) -> Response:
     assert isinstance(error, Rejected)
-    return _error(request, 409, error.reason)
+    return await _error(request, 409, error.reason)
 
 
 async def _fatal(request: Request, error: Exception) -> Response:
-    return _error(request, 400, str(error))
+    return await _error(request, 400, str(error))
 
 
 async def _store_down(request: Request, error: Exception) -> Response:
-    return _error(request, 503, f"{str(error).rstrip('.')}. Nothing was kept: try again.")
+    return await _error(request, 503, f"{str(error).rstrip('.')}. Nothing was kept: try again.")

@@ -15,7 +15,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from fastapi import Depends, HTTPException, Request
 from starlette.responses import Response
 
-from cxrbatch.errors import Fatal
+from cxrbatch.errors import Fatal, StoreDown
 from cxrbatch.review.state import State, state_of
 from cxrbatch.store.review_schema import Role
 from cxrbatch.store.users import SESSION_HOURS, Session, open_session, session_of, user_named
@@ -32,6 +32,7 @@ __all__ = [
     "password_matches",
     "require_admin",
     "require_same_origin",
+    "session_if_any",
     "set_session_cookie",
     "sign",
     "signature_holds",
@@ -121,6 +122,14 @@ async def authenticated(request: Request) -> Session:
             raise HTTPException(403, "This page is out of date: load it again.")
     request.state.session = session
     return session
+
+
+async def session_if_any(request: Request) -> Session | None:
+    """For an error page, whose request may have failed before it was authenticated."""
+    try:
+        return getattr(request.state, "session", None) or await _session(request, state_of(request))
+    except (LoginNeeded, StoreDown):
+        return None
 
 
 def require_same_origin(request: Request) -> None:

@@ -124,7 +124,13 @@ def open_state(connection: Connection, found: ReviewImage, reader: str, now: dat
             for row in reversed(history(connection, image.id))
         ],
         "related": [
-            {"id": row.id, "study_date": row.study_date, "view": row.view_position, "same_study": bool(row.same_study)}
+            {
+                "id": row.id,
+                "name": PurePosixPath(row.path or "").name,
+                "study_date": row.study_date,
+                "view": row.view_position,
+                "same_study": bool(row.same_study),
+            }
             for row in related(connection, image, reader)
         ],
     }

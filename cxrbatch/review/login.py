@@ -44,10 +44,10 @@ async def log_in(request: Request) -> Response:
     keys = (f"user {name}", f"address {auth.client_address(request)}")
     waiting = await run_in_threadpool(blocked_for_s, state.store, keys)
     if waiting:
-        return _page(request, f"Too many failed logins: try again in {waiting} s.", 429)
+        return _page(request, f"Too many failed logins: try again in {waiting} s.", 429, name)
     session = await run_in_threadpool(_check, state, name, password, keys)
     if session is None:
-        return _page(request, "Name or password is wrong.", 403)
+        return _page(request, "Name or password is wrong.", 403, name)
     response = RedirectResponse("/images", 303)
     auth.set_session_cookie(request, response, session)
     return response
@@ -90,5 +90,6 @@ def log_out(request: Request, session: LoggedIn) -> Response:
     return response
 
 
-def _page(request: Request, problem: str, status: int = 200) -> Response:
-    return state_of(request).templates.TemplateResponse(request, "login.html", {"problem": problem}, status)
+def _page(request: Request, problem: str, status: int = 200, name: str = "") -> Response:
+    values = {"problem": problem, "name": name}
+    return state_of(request).templates.TemplateResponse(request, "login.html", values, status)

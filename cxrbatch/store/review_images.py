@@ -102,9 +102,12 @@ def related(connection: Connection, image: AnyRow, reader: str, most: int = 20) 
         of.append(images.c.patient_id_hash == image.patient_id_hash)
     if not of:
         return []
+    path = select(sa.func.min(files.c.path)).where(files.c.image_id == images.c.id).scalar_subquery()
     same_study = images.c.study_instance_uid == (image.study_instance_uid or "-")
     query = (
-        select(images.c.id, images.c.study_date, images.c.view_position, same_study.label("same_study"))
+        select(
+            images.c.id, path.label("path"), images.c.study_date, images.c.view_position, same_study.label("same_study")
+        )
         .where(sa.or_(*of), images.c.id != image.id, sa.not_(hidden_from(reader, images.c.id)))
         .order_by(sa.desc(same_study), images.c.study_date.desc(), images.c.id)
         .limit(most)

@@ -104,6 +104,19 @@ export const DISPLAY_KEYS = {
   "=": () => zoomBy(1.25),
   "-": () => zoomBy(1 / 1.25),
 };
+
+const ARROWS = { ArrowLeft: [-20, 0], ArrowRight: [20, 0], ArrowUp: [0, -20], ArrowDown: [0, 20] };
+
+// As a drag of so many CSS pixels; a key that is held goes on.
+document.addEventListener("keydown", (event) => {
+  const way = ARROWS[event.key];
+  const elsewhere = event.target.closest("input, textarea, select, dialog[open]");
+  if (!way || elsewhere || !viewer.image || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.shiftKey) viewer.move(...way);
+  else viewer.adjust(...way);
+  event.preventDefault();
+});
+
 for (const [id, key] of Object.entries({ invert: "i", fit: "0", real: "r", heat: "h" })) {
   element(id).addEventListener("click", DISPLAY_KEYS[key]);
 }

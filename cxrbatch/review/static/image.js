@@ -1,9 +1,10 @@
 // The image page: shows one image after another without leaving the page, keeps the next two ready, posts acts.
 
 import { ActiveClock, allSent, done, newAct, pending, send } from "/static/acts.js";
+import { isCommentTyped, whenCommentIsLeft } from "/static/comment.js";
 import { DISPLAY_KEYS, expect, isThere, show, showWhyNot } from "/static/display.js";
 import { element } from "/static/dom.js";
-import { banner, note, showMessage } from "/static/messages.js";
+import { banner, note, showMessage, showOpenBy } from "/static/messages.js";
 import { fillPanel } from "/static/panel.js";
 import { bodyOf, getJson, post, remember } from "/static/server.js";
 import { sourceOf } from "/static/sources.js";
@@ -94,8 +95,7 @@ const painted = () =>
 async function opened(state) {
   try {
     const answer = await post(`/api/images/${state.id}/opened`, {});
-    // What stands there already, such as that a reading was not saved, must stay.
-    if (current === state && answer.open_by) banner(`${element("banner").textContent} ${answer.open_by} has this image open too.`.trim());
+    if (current === state) showOpenBy(answer.open_by);
   } catch {
     // The act itself says when the server is away.
   }
@@ -166,16 +166,16 @@ async function comeBack(state, made, error) {
   unsaved.set(state.key, state.name);
   states.set(state.key, Promise.resolve(state)); // in hand: the server may be away
   if (!drafts.get(state.key)) drafts.set(state.key, made.document.comment);
-  if (isCommentedBesides(state.key)) {
+  while (isCommentedBesides(state.key)) {
     banner(`${state.name} is not saved: ${error.message} The page goes back there after this comment.`);
-    await new Promise((resolve) => element("comment").addEventListener("blur", resolve, { once: true }));
+    await whenCommentIsLeft();
     if (!unsaved.has(state.key)) return;
   }
   open(state.key, { message, unasked: true });
 }
 
 // Whether a comment is being typed on another image: going to this one would put the rest of it there.
-const isCommentedBesides = (key) => document.activeElement === element("comment") && current.key !== String(key);
+const isCommentedBesides = (key) => isCommentTyped() && current.key !== String(key);
 
 // Of several readings that could not be saved the page comes back to one.
 function othersUnsaved(key) {

@@ -34,6 +34,15 @@ async function goOn() {
 }
 setTimeout(goOn, EVERY_MS);
 
+// As on the image page; Enter opens, as with every link.
+document.addEventListener("keydown", (event) => {
+  const way = { n: 1, p: -1 }[event.key];
+  if (!way || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
+  const links = [...holder.querySelectorAll("tr[data-id] a")];
+  const at = links.indexOf(document.activeElement);
+  links[at < 0 ? 0 : at + way]?.focus();
+});
+
 // What is not filtered by stays out of the address.
 document.getElementById("filters").addEventListener("formdata", ({ formData }) => {
   for (const [name, value] of [...formData]) {

@@ -1,4 +1,4 @@
-// What the page tells the reader: over the image, and in a banner above the panel.
+// What the page tells the reader: over the image, and above the panel what went wrong and who else is there.
 
 import { element } from "/static/dom.js";
 
@@ -24,6 +24,11 @@ function say() {
   const message = element("message");
   message.textContent = noted || standing;
   message.hidden = !(noted || standing);
+}
+
+export function showOpenBy(reader) {
+  element("open-by").textContent = reader && `${reader} has this image open too.`;
+  element("open-by").hidden = !reader;
 }
 
 export function banner(text) {

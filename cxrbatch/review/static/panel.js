@@ -1,12 +1,14 @@
 // The panel beside the image: what the model and the readers say of it, the answers to choose from, what is known.
 
 import { element, make, words } from "/static/dom.js";
+import { showOpenBy } from "/static/messages.js";
 
 // `relatedAddress`: where another image of the patient is shown.
 export function fillPanel(state, relatedAddress) {
   element("name").textContent = state.name;
   element("folder").textContent = state.folder ?? "";
   element("place").textContent = state.place ?? "";
+  showOpenBy("");
   fillAnswer(state);
   fillBars(state.bars ?? []);
   fillChoices(state);
@@ -86,7 +88,7 @@ function fillRelated(related, relatedAddress) {
   const holder = element("related");
   holder.hidden = !related.length;
   const links = related.map((other) => {
-    const text = [other.study_date || "no date", other.view, other.same_study ? "this study" : "same patient"].filter(Boolean).join(" · ");
+    const text = [other.name, other.study_date || "no date", other.view, other.same_study ? "this study" : "same patient"].filter(Boolean).join(" · ");
     return make("li", {}, make("a", { href: relatedAddress(other.id), text }));
   });
   holder.replaceChildren(make("h3", { text: "Also of this study or patient" }), make("ul", {}, ...links));

@@ -100,6 +100,24 @@ export class Viewer {
     this._paint();
   }
 
+  // dx, dy: CSS pixels.
+  move(dx, dy) {
+    this.x += dx;
+    this.y += dy;
+    this.fitted = false;
+    this._paint();
+  }
+
+  // The window: dx CSS pixels wider, its level dy higher.
+  adjust(dx, dy) {
+    const window = this.window ?? impliedWindow(this.image);
+    const speed = Math.max(this.stats.most - this.stats.least, 8) / 600;
+    const center = (window.low + window.high) / 2 + dy * speed;
+    const width = Math.max(window.high - window.low + dx * speed * 1.5, 2 * speed);
+    this.window = { low: center - width / 2, high: center + width / 2 };
+    this._render();
+  }
+
   // Whether the screen shows more than the samples hold.
   wantsMore() {
     return Boolean(this.image) && this.image.step > 1 && this.zoom * devicePixelRatio * this.image.step > 1.25;
@@ -216,19 +234,8 @@ export class Viewer {
       const middle = [(event.clientX + other.x) / 2 - box.left, (event.clientY + other.y) / 2 - box.top];
       if (before > 10) this.zoomTo((this.zoom * after) / before, ...middle);
     }
-    if (this.moving) {
-      this.x += dx / this.pointers.size;
-      this.y += dy / this.pointers.size;
-      this.fitted = false;
-      this._paint();
-    } else {
-      const window = this.window ?? impliedWindow(this.image);
-      const speed = Math.max(this.stats.most - this.stats.least, 8) / 600;
-      const center = (window.low + window.high) / 2 + dy * speed;
-      const width = Math.max(window.high - window.low + dx * speed * 1.5, 2 * speed);
-      this.window = { low: center - width / 2, high: center + width / 2 };
-      this._render();
-    }
+    if (this.moving) this.move(dx / this.pointers.size, dy / this.pointers.size);
+    else this.adjust(dx, dy);
     this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
   }
 }
