@@ -31,20 +31,20 @@ from cxrbatch.store.paths import path_to_text
 from cxrbatch.store.rows import file_row, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
 from cxrbatch.store.sql import AnyRow, execute_for, in_keys, insert_new
-from cxrbatch.types import Outcome, Prediction, to_int64
+from cxrbatch.types import FoundFile, Outcome, Prediction, to_int64
 
 __all__ = ["Recorded", "write_outcomes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Numbers of paths of a batch by result. `waiting`: linked to a content that has not been scored yet."""
+    """Numbers of paths of a batch by result, and those without one."""
 
     done: int = 0
     rejected: int = 0
     retry: int = 0
-    waiting: int = 0
     late: int = 0  # dropped: another owner took over the lease, or the file has changed since
+    unscored: tuple[FoundFile, ...] = ()  # left `waiting`: this cascade's prediction of their content is not there
 
 
 def write_outcomes(
@@ -110,8 +110,9 @@ def write_outcomes(
     }
     _write_duplicate_instances(connection, run_id, contents, now)
     states = [row["state"] for row in rows]
-    counted = {str(state): states.count(state) for state in ("done", "rejected", "retry", "waiting")}
-    return Recorded(**counted, late=late)
+    counted = {str(state): states.count(state) for state in ("done", "rejected", "retry")}
+    unscored = (by_path[row["path"]].file for row in rows if row["state"] == FileState.WAITING)
+    return Recorded(**counted, late=late, unscored=tuple(unscored))
 
 
 @cache
