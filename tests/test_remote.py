@@ -84,12 +84,14 @@ def test_objects_become_the_rows_that_files_become_and_a_second_scan_reads_none(
         (folder / name).write_bytes(data)
     bucket.put("p/nul\0.dcm", b"x")  # S3 takes every key that is UTF-8
     (folder / "nul.dcm").write_bytes(b"x")
-    for key in ("p/.hidden/0.png", "p/day/9.tmp", "pq/other.png", "p/day/"):
-        bucket.put(key, b"not wanted")
+    bucket.put("p/slash/", b"x")  # an object like any other; only without bytes it stands for a folder
+    (folder / "slash.dcm").write_bytes(b"x")
+    for key, data in {"p/.hidden/0.png": b"x", "p/day/9.tmp": b"x", "pq/other.png": b"x", "p/day/": b""}.items():
+        bucket.put(key, data)
     root = f"s3://{bucket.name}/p"
     assert scanner.scan(folder, root + "/") == ExitCode.SOME_REJECTED
     rows = "SELECT label, confidence, state, reason_code, sha256 FROM results WHERE path {} 's3:%' ORDER BY 5, 4"
-    assert len(scanner.ask(rows.format("LIKE"))) == 7
+    assert len(scanner.ask(rows.format("LIKE"))) == 8
     assert scanner.ask(rows.format("LIKE")) == scanner.ask(rows.format("NOT LIKE"))
     proxy.requests.clear()
     scanner.scan(root)
@@ -236,9 +238,9 @@ def test_watch_polls_a_bucket_and_waits_while_it_cannot_be_listed(
     with Store.open(store) as opened:
         run = begin(opened)
         opened.record(run.run_id, run.cascade_id, [reject(f"s3://{bucket.name}/p/2.dcm")])
-    for key in ("p", "p/2.dcm"):  # an object that is called as the folder, and one that is excluded now
+    for key in ("p", "p/", "p/2.dcm"):  # objects that are called as the folder, and one that is excluded now
         bucket.put(key, b"<html>no")
-    always = {"p": ("rejected", "not_an_image"), "2.dcm": ("rejected", "not_an_image")}
+    always = dict.fromkeys(("p", "", "2.dcm"), ("rejected", "not_an_image"))
     bucket.put("p/0.png", image(scanner.folder / "0.png", 0).read_bytes())
     environment = os.environ | {"CXRBATCH_CASCADE": str(scanner.bundle), "CXRBATCH_POLL_S": "0.3"}
     environment |= {"CXRBATCH_EXCLUDE": '["*.dcm"]'}

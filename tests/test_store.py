@@ -68,7 +68,7 @@ def test_one_row_a_file_whatever_became_of_it(store: Store, run: Run) -> None:
         reject("/d/4", ReasonCode.UNREADABLE),
         Outcome(found("/d/5"), image("flat"), rejected=Rejected(ReasonCode.CONSTANT_IMAGE, "All one grey.")),
     )
-    assert (reported.done, reported.rejected, reported.retry, reported.unscored) == (2, 2, 1, ())
+    assert (reported.done, reported.rejected, reported.retry, reported.waiting) == (2, 2, 1, 0)
     row = results(store)
     assert list(row) == ["/d/1", "/d/2", "/d/3", "/d/4", "/d/5"]
     assert (row["/d/1"].label, row["/d/1"].confidence, row["/d/1"].decision) == ("COVID19", 0.7, "needs_review")

@@ -46,6 +46,10 @@ class Recorded:
     late: int = 0  # dropped: another owner took over the lease, or the file has changed since
     unscored: tuple[FoundFile, ...] = ()  # left `waiting`: this cascade's prediction of their content is not there
 
+    @property
+    def waiting(self) -> int:
+        return len(self.unscored)
+
 
 def write_outcomes(
     connection: Connection,
