@@ -56,7 +56,7 @@ def groups(batches: list[int], times: list[float], age_s: float = 0.2) -> list[i
     passed = record(
         coming(), lambda group: committed.append(len(group)), RetryPolicy(), full=4, age_s=age_s, clock=lambda: now[0]
     )
-    assert [len(group) for group in passed] == committed
+    assert [len(group) for group, _ in passed] == committed
     return committed
 
 

@@ -292,6 +292,7 @@ def test_what_a_scan_left_to_be_tried_again_is_tried_by_a_watch(one: JobQueue, s
     assert taken(one) == ["/in/a"]  # a watch that knows the file would not offer it again
 
 
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, store: Store, clock: Clock) -> None:
     scan = begin(store)
     replaced, failing, claimed = (found(f"/in/{name}") for name in "abc")
@@ -432,6 +433,7 @@ def test_what_is_missing_comes_back_with_its_outcome(one: JobQueue, store: Store
     assert states(store) == {"/in/a": "done", "/in/b": "waiting"}
 
 
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 def test_what_another_daemon_has_queued_since_the_walk_began_is_not_missing(
     one: JobQueue, two: JobQueue, store: Store, clock: Clock
 ) -> None:
@@ -442,6 +444,21 @@ def test_what_another_daemon_has_queued_since_the_walk_began_is_not_missing(
     offer(two, "/in/b")  # put where this walk had been already
     assert one.mark_missing(["/in"], set(), since=began) == 1
     assert states(store) == {"/in/a": "missing", "/in/b": "waiting"}
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_clock_that_is_set_back_hides_neither_a_change_nor_a_file_that_is_gone(store: Store, clock: Clock) -> None:
+    begun = begin(store)
+    store.record(begun.run_id, begun.cascade_id, [scored_file("/in/a"), scored_file("/in/b")])
+    clock.pass_s(-3600)
+    scan, began = begin(store), store.time()
+    older = scored_file("/in/a", "COVID19", content="put back", size=1001, mtime_ns=1)
+    assert store.record(scan.run_id, scan.cascade_id, [older]).done == 1
+    assert store.mark_missing(scan.run_id, ["/in"], {"/in/a"}, since=began) == 1
+    assert [(row.path, row.label, row.state) for row in store.results()] == [
+        ("/in/a", "COVID19", "done"),
+        ("/in/b", "NORMAL", "missing"),
+    ]
 
 
 class SlowClock(datetime):

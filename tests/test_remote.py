@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from cxrbatch.store import Store
 from daemon import Arithmetic
 from factories import make_bundle
 from fork_server import LIMIT_S, fork_server
-from pipelines import image
+from pipelines import Pipeline, image
 from s3_server import Bucket, Proxy, pointed_at
 from store_images import begin, reject
 
@@ -49,17 +47,16 @@ class Scanner:
 
     folder: Path
     bundle: Path
+    url: str
 
     def scan(self, *roots: object, **settings: Any) -> ExitCode:
-        url = f"sqlite:///{self.folder}/s.db"
         key = str(self.folder / "key")
         given = {"cascade": str(self.bundle), "workers": 1, "quiet_s": 0, "id_key_file": key} | settings
         how: dict[str, Any] = {"reprocess": "none", "limit": None, "dry_run": False, "error_on_empty": False}
-        return run_scan(Settings(db=url, **given), [str(root) for root in roots], Exports(), quiet=True, **how)
+        return run_scan(Settings(db=self.url, **given), [str(root) for root in roots], Exports(), quiet=True, **how)
 
     def ask(self, query: str) -> list[Any]:
-        with closing(sqlite3.connect(self.folder / "s.db")) as connection:
-            return connection.execute(query).fetchall()
+        return Pipeline(self.folder, self.url, self.bundle).ask(query)
 
     def states(self) -> dict[str, tuple[str, str | None]]:
         rows = self.ask("SELECT path, state, reason_code FROM files")
@@ -68,7 +65,7 @@ class Scanner:
 
 @pytest.fixture
 def scanner(tmp_path: Path, bundle: Path) -> Scanner:
-    return Scanner(tmp_path, bundle)
+    return Scanner(tmp_path, bundle, f"sqlite:///{tmp_path}/s.db")
 
 
 def test_objects_become_the_rows_that_files_become_and_a_second_scan_reads_none(
@@ -84,12 +81,14 @@ def test_objects_become_the_rows_that_files_become_and_a_second_scan_reads_none(
         (folder / name).write_bytes(data)
     bucket.put("p/nul\0.dcm", b"x")  # S3 takes every key that is UTF-8
     (folder / "nul.dcm").write_bytes(b"x")
-    for key in ("p/.hidden/0.png", "p/day/9.tmp", "pq/other.png", "p/day/"):
-        bucket.put(key, b"not wanted")
+    bucket.put("p/slash/", b"x")  # an object like any other; only without bytes it stands for a folder
+    (folder / "slash.dcm").write_bytes(b"x")
+    for key, data in {"p/.hidden/0.png": b"x", "p/day/9.tmp": b"x", "pq/other.png": b"x", "p/day/": b""}.items():
+        bucket.put(key, data)
     root = f"s3://{bucket.name}/p"
     assert scanner.scan(folder, root + "/") == ExitCode.SOME_REJECTED
     rows = "SELECT label, confidence, state, reason_code, sha256 FROM results WHERE path {} 's3:%' ORDER BY 5, 4"
-    assert len(scanner.ask(rows.format("LIKE"))) == 7
+    assert len(scanner.ask(rows.format("LIKE"))) == 8
     assert scanner.ask(rows.format("LIKE")) == scanner.ask(rows.format("NOT LIKE"))
     proxy.requests.clear()
     scanner.scan(root)
@@ -173,24 +172,31 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
     assert scanner.states()["0007.dcm"] == ("rejected", "not_an_image"), "nobody knows whether it is gone"
 
 
-def test_an_object_that_another_program_recorded_during_the_listing_is_not_missing(
-    scanner: Scanner, bucket: Bucket, proxy: Proxy
+def test_an_object_that_another_program_recorded_after_the_listing_is_not_missing(
+    scanner: Scanner, bucket: Bucket, proxy: Proxy, new_postgres: Callable[[], str]
 ) -> None:
-    root, beside = f"s3://{bucket.name}/p", []
-    bucket.put("p/0.dcm", b"<html>no")
+    """One object is new, the other one was deleted before the listing and is back."""
+    scanner.url, root = new_postgres(), f"s3://{bucket.name}/p"
+    for name in ("0.dcm", "back.dcm", "gone.dcm"):
+        bucket.put(f"p/{name}", b"<html>no")
+    scanner.scan(root)
+    for name in ("back.dcm", "gone.dcm"):
+        bucket.delete(f"p/{name}")
+    bucket.put("p/changed.dcm", b"<html>no")
+    beside = [reject(f"{root}/{name}") for name in ("back.dcm", "new.dcm")]
 
     def fault(method: str, path: str) -> None:
-        if "max-keys=1000" in path and not beside:
-            beside.append(reject(f"{root}/1.dcm"))
+        if path.endswith("changed.dcm"):  # the scan has listed everything
             time.sleep(1)  # times have whole seconds
-            with Store.open(f"sqlite:///{scanner.folder}/s.db") as store:
+            with Store.open(scanner.url) as store:
                 run = begin(store)
                 store.record(run.run_id, run.cascade_id, beside)
 
-    scanner.scan(root)
     proxy.fault = fault
     scanner.scan(root)
-    assert beside and scanner.states() == dict.fromkeys(("0.dcm", "1.dcm"), ("rejected", "not_an_image"))
+    states = scanner.states()
+    assert states.pop("gone.dcm")[0] == "missing"
+    assert states == dict.fromkeys(("0.dcm", "back.dcm", "changed.dcm", "new.dcm"), ("rejected", "not_an_image"))
 
 
 def test_an_object_that_is_excluded_by_now_is_not_missing(scanner: Scanner, bucket: Bucket) -> None:
@@ -232,18 +238,17 @@ def test_an_endpoint_that_nobody_answers_at_is_one_sentence(monkeypatch: pytest.
 def test_watch_polls_a_bucket_and_waits_while_it_cannot_be_listed(
     scanner: Scanner, bucket: Bucket, proxy: Proxy
 ) -> None:
-    store = f"sqlite:///{scanner.folder}/s.db"
-    with Store.open(store) as opened:
+    with Store.open(scanner.url) as opened:
         run = begin(opened)
         opened.record(run.run_id, run.cascade_id, [reject(f"s3://{bucket.name}/p/2.dcm")])
-    for key in ("p", "p/2.dcm"):  # an object that is called as the folder, and one that is excluded now
+    for key in ("p", "p/", "p/2.dcm"):  # objects that are called as the folder, and one that is excluded now
         bucket.put(key, b"<html>no")
-    always = {"p": ("rejected", "not_an_image"), "2.dcm": ("rejected", "not_an_image")}
+    always = dict.fromkeys(("p", "", "2.dcm"), ("rejected", "not_an_image"))
     bucket.put("p/0.png", image(scanner.folder / "0.png", 0).read_bytes())
     environment = os.environ | {"CXRBATCH_CASCADE": str(scanner.bundle), "CXRBATCH_POLL_S": "0.3"}
     environment |= {"CXRBATCH_EXCLUDE": '["*.dcm"]'}
     environment |= {"CXRBATCH_WORKERS": "1", "TEST_ENGINE": "arithmetic"}
-    process = fork_server().start(["--db", store, "watch", f"s3://{bucket.name}/p"], scanner.folder, environment)
+    process = fork_server().start(["--db", scanner.url, "watch", f"s3://{bucket.name}/p"], scanner.folder, environment)
 
     def wait_until(condition: Callable[[], bool]) -> None:
         while not condition():
@@ -271,9 +276,8 @@ def test_watch_once_says_that_a_bucket_could_not_be_listed(scanner: Scanner, buc
     answers = iter([None])  # to the question whether it can be listed at all
     proxy.fault = lambda method, path: next(answers, 403)
     environment = os.environ | {"CXRBATCH_CASCADE": str(scanner.bundle), "TEST_ENGINE": "arithmetic"}
-    store = f"sqlite:///{scanner.folder}/s.db"
     process = fork_server().start(
-        ["--db", store, "watch", "--once", f"s3://{bucket.name}/p"], scanner.folder, environment
+        ["--db", scanner.url, "watch", "--once", f"s3://{bucket.name}/p"], scanner.folder, environment
     )
     _, log = process.communicate(LIMIT_S)
     assert process.wait(LIMIT_S) == ExitCode.SOME_REJECTED and "The folder cannot be listed." in log

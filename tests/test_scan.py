@@ -7,12 +7,19 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cxrbatch.ops.scan import Exports, run_scan
+from cxrbatch.settings import Settings
+from cxrbatch.store import Store
+from cxrbatch.store.housekeeping import prune
+from daemon import Arithmetic
 from factories import make_bundle
 from fork_server import LIMIT_S
 from pipelines import Pipeline, image, kill_group
+from store_images import begin
 
 LABELS = {"NORMAL", "COVID19", "PNEUMONIA", "TUBERCULOSIS"}
 
@@ -171,6 +178,35 @@ def test_kill_9_in_the_middle_loses_nothing_and_doubles_nothing(pipeline: Pipeli
         assert [row[n] for n in numbers] == [expected[row["path"]][n] for n in numbers]
         if row["confidence"]:
             assert float(row["confidence"]) == pytest.approx(float(expected[row["path"]]["confidence"]), abs=1e-5)
+
+
+def test_a_scan_comes_back_to_a_file_whose_known_content_prune_took_meanwhile(
+    tmp_path: Path, store_url: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scanned(*folders: object) -> list[Any]:
+        given = {"cascade": str(bundle), "workers": 1, "quiet_s": 0, "id_key_file": str(tmp_path / "key")}
+        how: dict[str, Any] = {"reprocess": "none", "limit": None, "dry_run": False, "error_on_empty": False}
+        code = run_scan(Settings(db=store_url, **given), list(map(str, folders)), Exports(), quiet=True, **how)
+        assert code == 0
+        with Store.open(store_url) as store:
+            return [(Path(row.path).name, row.state) for row in store.results()]
+
+    monkeypatch.setattr("cxrbatch.ops.scan.open_engine", lambda *_: Arithmetic())
+    first = image(tmp_path / "in" / "a.png", 0)
+    assert scanned(first.parent) == [("a.png", "done")]
+    first.rename(first.with_name("b.png"))
+    image(first, 1)
+    predicted, pruned = Store.predicted, list[int]()
+
+    def predicted_and_pruned(store: Store, *args: Any) -> set[str]:
+        known = predicted(store, *args)
+        if not pruned:
+            store.mark_missing(begin(store).run_id, [str(first.parent)], {str(first.with_name("b.png"))})
+            pruned.append(prune(store, 0, really=True).images)
+        return known
+
+    monkeypatch.setattr(Store, "predicted", predicted_and_pruned)
+    assert scanned(first.parent) == [("a.png", "done"), ("b.png", "done")] and pruned == [1]
 
 
 def test_reprocess_limit_and_dry_run(sqlite_pipeline: Pipeline) -> None:

@@ -109,7 +109,7 @@ def _objects(
             unlisted.append(root)
         ends = (i for i, character in enumerate(file.path) if character == "/" and i > len(root))
         folders_wanted = all(wanted.wants(file.path[:end], root, folder=True) for end in ends)
-        if file.path in (root, root + "/") or (folders_wanted and wanted.wants(file.path, root)):
+        if file.path == root or file.problem is not None or (folders_wanted and wanted.wants(file.path, root)):
             yield file
         else:
             excluded(file.path)

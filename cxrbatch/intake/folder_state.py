@@ -142,9 +142,8 @@ class FolderState:
         device = self._root_device()
         self.known_mounts |= self._mount_points(self.root)
         seen, stat_errors, unlisted = PathHashSet(self.long_paths), list[FoundFile](), list[str]()
-        unlisted_root = self.root + "/" if is_remote(self.root) else self.root  # an object may be called as its folder
         for file in discover([self.root], self._wanted, unlisted, lambda path: seen.add(path_to_text(path))):
-            if file.path == unlisted_root:
+            if file.problem is not None and file.path in (self.root, self.root + "/"):
                 raise Paused("The folder cannot be listed.")
             text = path_to_text(file.path)
             seen.add(text)

@@ -69,7 +69,7 @@ def check_remote(root: str) -> None:
 def list_objects(root: str) -> Iterator[FoundFile]:
     """Every object below `root` (a bucket or a prefix up to a slash) or named by it, a page at a time.
 
-    A listing that fails half-way ends with `root` and a slash, which no object is called, and the problem.
+    A listing that fails half-way ends with `root` and a slash, and the problem: objects that are listed have none.
     """
     try:
         scheme, bucket, prefix = _parts(root)
@@ -161,7 +161,7 @@ def _objects(store: Store, bucket: str, prefix: str) -> Iterator[Object]:
             page, after = _wait(store, "page", bucket, start, most, after)
             for found in page:
                 exact = start.endswith("/") or not start or found.key == start
-                if exact and not found.key.endswith("/"):  # consoles of stores keep folders as empty objects
+                if exact and (found.size or not found.key.endswith("/")):  # consoles keep folders as empty objects
                     yield found
             if not after or most == 1:
                 break

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 from cxrbatch.decoding.decode_pool import DecodeFile, decode_all
 from cxrbatch.decoding.memory import worker_memory_mib
@@ -37,7 +37,7 @@ from cxrbatch.pipeline.counts import Counts
 from cxrbatch.pipeline.prefetch import prefetch
 from cxrbatch.pipeline.record import record
 from cxrbatch.settings import Settings
-from cxrbatch.store import Reprocess, RetryPolicy, Store, path_to_text
+from cxrbatch.store import Recorded, Reprocess, RetryPolicy, Store, path_to_text
 from cxrbatch.types import FoundFile, Outcome, Prediction
 
 __all__ = ["Context", "Counts", "Sink", "find_changed", "run", "scan", "walk"]
@@ -66,7 +66,7 @@ class Sink:
 
     store: Store
     cascade_id: int
-    commit: Callable[[list[Outcome]], object]
+    commit: Callable[[list[Outcome]], Recorded]
     reprocess: Reprocess = "none"
 
 
@@ -92,20 +92,24 @@ def scan(
     first = next(changed, None)
     if first is None:
         return
-    settled = settle(itertools.chain([first], changed), context.settings.quiet_s)
-    run(itertools.takewhile(lambda _: not stop.is_set(), settled), context, start)
+    files = settle(itertools.chain([first], changed), context.settings.quiet_s)
+    start_once = cache(start)
+    while unscored := run(itertools.takewhile(lambda _: not stop.is_set(), files), context, start_once):
+        files = iter(unscored)
 
 
 def run(
     files: Iterator[FoundFile] | Iterator[FoundFile | None],
     context: Context,
     start: Callable[[], tuple[InferenceEngine, Sink]],
-) -> None:
+) -> list[FoundFile]:
     """Decode, score and record `files` until they end. A None in `files` means that nothing is ready right now.
 
-    `start` opens the engine and the sink while the decode workers are starting.
+    `start` opens the engine and the sink while the decode workers are starting. Returns the files that were linked to
+    a content whose prediction was gone by then (pruned, or dropped with a path that came too late): a job queue has
+    them again, a scan has to.
     """
-    settings = context.settings
+    settings, unscored = context.settings, list[FoundFile]()
     decoded = _decode(files, context)
     with closing(prefetch(decoded, depth=2 * settings.batch_size or _DECODED_PREFETCH)) as prefetched:
         engine, sink = start()
@@ -116,10 +120,13 @@ def run(
         scored = score(batches, cascade, sink, context.retry, in_flight)
         with closing(prefetch(scored, _SCORED_PREFETCH)) as outcomes:
             ticking = _with_heartbeat(outcomes, context.retry.heartbeat)
-            for group in record(ticking, sink.commit, context.retry, full=size, age_s=settings.record_age_s):
+            groups = record(ticking, sink.commit, context.retry, full=size, age_s=settings.record_age_s)
+            for group, recorded in groups:
                 in_flight.difference_update([outcome.image.sha256 for outcome in group if outcome.image])
-                context.counts.add(group)
+                unscored += recorded.unscored
+                context.counts.add([outcome for outcome in group if outcome.file not in recorded.unscored])
                 context.progress(context.counts)
+    return unscored
 
 
 def _with_heartbeat(batches: Iterator[list[Outcome]], heartbeat: Callable[[], None]) -> Iterator[list[Outcome]]:

@@ -153,5 +153,5 @@ class JobQueue:
     ) -> int:
         """Mark paths below `roots` that are not in `seen` (path texts) as missing: see Store.mark_missing."""
         return self.store.mark_missing(
-            self.run.run_id, roots, seen, unlisted=unlisted, unmounted=unmounted, since=since
+            self.run.run_id, roots, seen, unlisted=unlisted, unmounted=unmounted, since=since, watching=True
         )

@@ -199,11 +199,15 @@ def mark_missing(
     unlisted: Collection[str] = (),
     unmounted: Collection[str] = (),
     since: datetime | None = None,
+    *,
+    watching: bool = False,
 ) -> int:
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
-    # What this walk's own daemon queued in the second in which it began is older: times have whole seconds.
-    older = [] if since is None else [files.c.first_seen <= since]
+    older = list[sa.ColumnElement[bool]]()
+    if since is not None and engine.dialect.name == "postgresql":  # SQLite has one writer, and its clock may be set back
+        # What was queued in the second in which the walk began is older: times have whole seconds.
+        older.append(files.c.first_seen <= since if watching else _untouched(since, run_id))
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
     for span in (span for root in roots for span in (_itself(root), *under(root))):
         for page in _pages(engine, span, *older):
@@ -214,6 +218,10 @@ def mark_missing(
                     failpoint("missing.before_commit")
                 failpoint("missing.committed")
     return marked
+
+
+def _untouched(since: datetime, run_id: int) -> sa.ColumnElement[bool]:
+    return sa.or_(files.c.last_seen <= since, files.c.run_id == run_id)
 
 
 def _itself(root: str) -> TextRange:

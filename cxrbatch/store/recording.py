@@ -31,20 +31,24 @@ from cxrbatch.store.paths import path_to_text
 from cxrbatch.store.rows import file_row, replace_images, replace_predictions, upsert_files
 from cxrbatch.store.schema import FileState, audit, files, images, predictions, runs, scores
 from cxrbatch.store.sql import AnyRow, execute_for, in_keys, insert_new
-from cxrbatch.types import Outcome, Prediction, to_int64
+from cxrbatch.types import FoundFile, Outcome, Prediction, to_int64
 
 __all__ = ["Recorded", "write_outcomes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Numbers of paths of a batch by result. `waiting`: linked to a content that has not been scored yet."""
+    """Numbers of paths of a batch by result, and those without one."""
 
     done: int = 0
     rejected: int = 0
     retry: int = 0
-    waiting: int = 0
     late: int = 0  # dropped: another owner took over the lease, or the file has changed since
+    unscored: tuple[FoundFile, ...] = ()  # left `waiting`: this cascade's prediction of their content is not there
+
+    @property
+    def waiting(self) -> int:
+        return len(self.unscored)
 
 
 def write_outcomes(
@@ -73,7 +77,8 @@ def write_outcomes(
     by_path = {path: by_path[path] for path in sorted(by_path)}
     failpoint("record.begun")
     before = _known(connection, by_path, lock=owner is None)
-    if owner is None and backoff is None and not replace and before:
+    shared = connection.dialect.name == "postgresql"  # SQLite has one writer, and its clock may be set back
+    if shared and owner is None and backoff is None and not replace and before:
         started_at = connection.execute(select(runs.c.started_at).where(runs.c.id == run_id)).scalar_one()
         for path in [p for p, row in before.items() if _is_late(by_path[p], row, started_at, cascade_id, now)]:
             del by_path[path], before[path]
@@ -110,8 +115,9 @@ def write_outcomes(
     }
     _write_duplicate_instances(connection, run_id, contents, now)
     states = [row["state"] for row in rows]
-    counted = {str(state): states.count(state) for state in ("done", "rejected", "retry", "waiting")}
-    return Recorded(**counted, late=late)
+    counted = {str(state): states.count(state) for state in ("done", "rejected", "retry")}
+    unscored = (by_path[row["path"]].file for row in rows if row["state"] == FileState.WAITING)
+    return Recorded(**counted, late=late, unscored=tuple(unscored))
 
 
 @cache

@@ -218,14 +218,20 @@ class Store:
         unlisted: Collection[str] = (),
         unmounted: Collection[str] = (),
         since: datetime | None = None,
+        watching: bool = False,
     ) -> int:
         """Set paths below `roots` whose text (path_to_text) is not in `seen` to `missing`; deletes nothing.
 
         Paths below a folder in `unlisted` are left unchanged, since it could not be read. So are paths below a former
         mount point in `unmounted`, unless a scored image is seen there, and those that another program has queued or
-        recorded for the first time since `since`, the time when the walk began. Returns how many paths were set.
+        recorded since `since`, the time when the walk began: an object may be gone while it is listed, and back. With
+        `watching`, only those that it has for the first time: the next walk of a daemon would not ask for the others
+        again. Returns how many paths were set.
         """
-        return presence.mark_missing(self.engine, run_id, roots, seen, self.time(), unlisted, unmounted, since)
+        now = self.time()
+        return presence.mark_missing(
+            self.engine, run_id, roots, seen, now, unlisted, unmounted, since, watching=watching
+        )
 
     def note_mounts(self, roots: Sequence[str], mounted: Collection[str]) -> frozenset[str]:
         """Record the mount points `mounted`; returns all mount points ever seen at or below `roots`."""
