@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.imaging.decode import Identifiers, Limits, decode_bytes
-from cxrbatch.inference.bundle import SHIPPED, load_bundle
+from cxrbatch.inference.bundle import NOT_CALIBRATED, SHIPPED, load_bundle
 from cxrbatch.inference.cascade import Cascade
 from cxrbatch.inference.decision import Assessment
 from cxrbatch.inference.engines.torch_engine import TorchEngine
@@ -35,6 +35,7 @@ from cxrbatch.training.scores import Scores, score_images
 from cxrbatch.training.shortcuts import cam_outside, source_probe
 from cxrbatch.types import Decision, Prediction
 from factories import make_bundle
+from fork_server import cxrbatch
 from training_images import draw, make_folder
 
 LABELS = ("NORMAL", "COVID19", "PNEUMONIA", "TURBERCULOSIS", "NOT_CHEST", "OTHER")
@@ -97,12 +98,20 @@ def test_what_the_decoder_doubts_counts_as_sent_to_review(tmp_path: Path) -> Non
     assert found["end_to_end"]["rejected_by_gate"] == 1.0 and found["end_to_end"]["sent_to_review"] == 1.0
 
 
-def test_calibrate_writes_what_the_format_says_and_leaves_the_weights_alone(data: Path, bundle: Path) -> None:
+def test_calibrate_writes_what_the_format_says_and_leaves_the_weights_alone(
+    data: Path, bundle: Path, tmp_path: Path
+) -> None:
+    change_stage(bundle, "disease", {"chosen_on": NOT_CALIBRATED})
     before = load_bundle(bundle)
+    assert "never calibrated" in before.lacks
+    (tmp_path / "in").mkdir()
+    scanned = cxrbatch("scan", "in", "--cascade", str(bundle), cwd=tmp_path)
+    assert scanned.stderr.count("\n") == 2 and scanned.stderr.startswith(before.lacks)  # the other one: no file
     model_inputs = np.zeros((2, 64, 64), np.uint8)
     logits = TorchEngine("cpu").load(before.disease)(model_inputs)[0]
     calibrate(bundle, data)
     after = load_bundle(bundle)
+    assert after.lacks == ""
     stage = after.disease
     assert stage.ood is not None and stage.ood.means.shape[0] == 4
     assert stage.ood.whitening.shape == (stage.ood.means.shape[1], 1280)

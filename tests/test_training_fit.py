@@ -64,6 +64,7 @@ def test_a_run_writes_a_bundle_that_loads_and_everything_beside_it(
     assert [e["epoch"] for e in metrics(tmp_path / "bundle")] == [0, 1]
     printed = capsys.readouterr().out
     assert "epoch 2/2" in printed and "validation loss" in printed and "accuracy" in printed
+    assert "never calibrated" in bundle.lacks
     made = tmp_path / "bundle"
     assert f"Next: cxrbatch calibrate {made} --data {images}\nIt has no gate" in printed
     assert f"first: cxrbatch models add-gate {made}\n" in printed

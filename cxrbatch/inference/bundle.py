@@ -17,6 +17,7 @@ from cxrbatch.types import ModelInputSpec
 
 __all__ = [
     "FORMAT",
+    "NOT_CALIBRATED",
     "SHIPPED",
     "Bundle",
     "as_written",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 FORMAT = 5
+NOT_CALIBRATED = "nothing yet: run `cxrbatch calibrate`"  # `chosen_on` of a stage as `train` leaves it
 _SEALED = 3  # the first format whose manifest carries its own digest
 _UNSEAL = 'restore it, or take its top-level "sha256" out and set "format" to 2 if you changed it on purpose'
 _EXACT = " exact"
@@ -51,6 +53,16 @@ class Bundle:
     @property
     def disease(self) -> ModelSpec:
         return next(stage for stage in self.stages if stage.role == "disease")
+
+    @property
+    def lacks(self) -> str:
+        """A sentence if `calibrate` has not been run since `train`, and otherwise ""."""
+        if self.disease.manifest.get("chosen_on") != NOT_CALIBRATED:
+            return ""
+        return (
+            f"The bundle {self.path} was never calibrated: no image counts as unlike its training data, and its "
+            f"confidence says little. Run `cxrbatch calibrate {self.path} --data DIR` first."
+        )
 
     def key(self, exact: bool) -> str:
         """The key of this cascade in the store. Decoding `exact` changes the numbers, so it is another cascade."""

@@ -96,6 +96,8 @@ def _engine(settings: Settings) -> Iterator[Line]:
 def _bundle(settings: Settings) -> Iterator[Line]:
     bundle = load_bundle(settings.cascade)
     yield "ok", f"{bundle.name} {bundle.version}, hashes match, classes {', '.join(bundle.disease.classes)}"
+    if bundle.lacks:
+        yield "note", bundle.lacks
 
 
 def _store(settings: Settings) -> Iterator[Line]:

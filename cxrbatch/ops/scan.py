@@ -86,6 +86,8 @@ def run_scan(
         on_screen = Console(stderr=True, quiet=quiet)
         for warning in store.warnings:
             on_screen.print(f"[yellow]{warning}[/yellow]", highlight=False)
+        if bundle.lacks:
+            on_screen.print(escape(plain(bundle.lacks)), style="yellow", highlight=False, soft_wrap=True)
         identifiers = identifiers_of(settings, store)
         runs: list[Run] = []
         retry = RetryPolicy()  # a store that goes away for a moment does not end a scan of hours

@@ -171,6 +171,8 @@ def _start_engine(daemon: Daemon, job_queue: JobQueue, retry: RetryPolicy) -> tu
     )
     retry(partial(job_queue.describe_engine, engine.device, engine_description(engine)))
     log.info("ready", engine=engine.name, device=engine.device, cascade=daemon.bundle.name, pid=os.getpid())
+    if daemon.bundle.lacks:
+        log.warning("never_calibrated", cascade=daemon.bundle.name)
     sd_notify("READY=1")
     daemon.health.ready["models"] = True
     daemon.health.runs("pipeline")

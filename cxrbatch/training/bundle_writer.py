@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cxrbatch.errors import ExitCode, Fatal
-from cxrbatch.inference.bundle import FORMAT, as_written, manifest_digest
+from cxrbatch.inference.bundle import FORMAT, NOT_CALIBRATED, as_written, manifest_digest
 from cxrbatch.inference.engines import open_engine
 from cxrbatch.inference.engines.torch_engine import TorchEngine
 from cxrbatch.inference.engines.verify import check_logits
@@ -128,7 +128,7 @@ def _write_stage(folder: Path, draft: ModelDraft, name: str | None, said: dict[s
         "weights": "",  # named by `_put`
         "temperature": 1.0,
         "threshold": draft.threshold,
-        "chosen_on": "nothing yet: run `cxrbatch calibrate`",
+        "chosen_on": NOT_CALIBRATED,
         "training": draft.training,
         "metrics": {},
     }
