@@ -325,9 +325,9 @@ def test_a_pacs_that_stops_reading_holds_nobody_up(tmp_path: Path, scheme: str) 
     port = free_port()
     with subprocess.Popen(["storescp", *tls, "--ignore", "--sleep-during", "600", str(port)]) as pacs:
         try:
-            to = replace(parse_destination(f"{scheme}://ANY@127.0.0.1:{port}", tls_ca=signed), timeout_s=1)
+            to = replace(parse_destination(f"{scheme}://ANY@127.0.0.1:{port}", tls_ca=signed), timeout_s=2)
             status = Status("no_connection", stored=False)
-            while status.code == "no_connection":  # it starts
+            while status.code == "no_connection" and pacs.poll() is None:  # it starts
                 sending = open_destination(to)
                 status = sending.send(made)
             sending.close()
