@@ -213,6 +213,7 @@ def rows(store: Store, table: sa.Table, *columns: str) -> list[tuple[Any, ...]]:
 
 def test_g_goes_round_the_images_of_a_study_and_keeps_the_list(browser: Any, server: Server) -> None:
     tab = Tab(browser, server).log_in("dr_a").at_first_image()
+    assert tab.page.locator("#related a").inner_text().startswith("image_1.png · ")
     for then in (2, 1):
         tab.press("g", then)
         tab.page.wait_for_url(f"**/images/{then}?decision=needs_review")

@@ -440,6 +440,20 @@ def test_the_proxy_says_who_reads_whatever_cookie_the_browser_has(tmp_path: Path
         assert stranger.get("/images", headers={"x-user": "chief", "accept": "text/html"}).status_code == 303
 
 
+def test_an_address_that_a_request_names_makes_no_proxy_of_its_sender(tmp_path: Path) -> None:
+    """uvicorn took X-Forwarded-For of this machine for the peer: naming a listed address was enough."""
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with Store.open(url) as store:
+        fill(store, tmp_path / "incoming")
+        make_users(store)
+    proxy = {"CXRBATCH_REVIEW_USER_HEADER": "x-user", "CXRBATCH_REVIEW_TRUSTED_PROXIES": '["127.0.0.1"]'}
+    stranger = proxy | {"CXRBATCH_REVIEW_TRUSTED_PROXIES": '["10.0.0.2"]'}
+    for environment, status in ((proxy, 200), (stranger, 303)):
+        with serving(url, tmp_path, **environment) as server:
+            headers = {"x-user": "chief", "x-forwarded-for": "10.0.0.2", "accept": "text/html"}
+            assert httpx.get(server.address + "/images", headers=headers).status_code == status
+
+
 def test_the_report_of_another_round_says_nothing_of_a_blinded_image(tmp_path: Path, decoder: ImageDecoder) -> None:
     app, store = open_app(tmp_path, decoder)
     with store:

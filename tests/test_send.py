@@ -298,19 +298,36 @@ def test_the_login_page_of_a_proxy_is_not_called_stored(tmp_path: Path, path: st
     assert status == Status(code, stored=False, may_pass=code == "answer_unreadable")
 
 
+def certificate(folder: Path, name: str) -> tuple[str, str]:
+    """The paths of a key and of a certificate that it signed itself, for this machine."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.pem"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return str(folder / f"{name}.key"), str(folder / f"{name}.pem")
+
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+
+
+@needs_openssl
 @pytest.mark.skipif(shutil.which("storescp") is None, reason="needs the Debian package dcmtk")
-def test_a_pacs_that_stops_reading_holds_nobody_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["dicom", "dicoms"])
+def test_a_pacs_that_stops_reading_holds_nobody_up(tmp_path: Path, scheme: str) -> None:
+    key, signed = certificate(tmp_path, "pacs")
+    tls = ["+tls", key, signed, "--ignore-peer-cert"] if scheme == "dicoms" else []
     paths = written(tmp_path / "in")
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
         record_files(store, paths)
         (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sc"], Limits())
     made.dataset.PixelData = bytes(32 << 20)  # more than the sockets hold
     port = free_port()
-    with subprocess.Popen(["storescp", "--ignore", "--sleep-during", "600", str(port)]) as pacs:
+    with subprocess.Popen(["storescp", *tls, "--ignore", "--sleep-during", "600", str(port)]) as pacs:
         try:
-            to = replace(parse_destination(f"dicom://ANY@127.0.0.1:{port}"), timeout_s=1)
+            to = replace(parse_destination(f"{scheme}://ANY@127.0.0.1:{port}", tls_ca=signed), timeout_s=2)
             status = Status("no_connection", stored=False)
-            while status.code == "no_connection":  # it starts
+            while status.code == "no_connection" and pacs.poll() is None:  # it starts
                 sending = open_destination(to)
                 status = sending.send(made)
             sending.close()
@@ -319,14 +336,10 @@ def test_a_pacs_that_stops_reading_holds_nobody_up(tmp_path: Path) -> None:
     assert status == Status("no_answer", stored=False, may_pass=True)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+@needs_openssl
 def test_tls_sends_to_whom_it_knows_only(place: Place) -> None:
     for name in ("pacs", "stranger"):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
-             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.pem"],
-            cwd=place.cwd, check=True, capture_output=True,
-        )  # fmt: skip
+        certificate(place.cwd, name)
     filled(place, 1)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(place.cwd / "pacs.pem"))
     context.load_cert_chain(place.cwd / "pacs.pem", place.cwd / "pacs.key")

@@ -5,10 +5,7 @@ Nothing that a destination says goes any further than its status number: its wor
 
 from __future__ import annotations
 
-import math
-import socket
 import ssl
-import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -152,10 +149,9 @@ class _Store:
         association = entity.associate(self._to.host, self._to.port, ae_title=self._to.ae_title, tls_args=tls)
         if association.is_established:
             # pynetdicom's timeouts are for answers: to a peer that stops reading it would wait for ever.
-            wait = struct.pack("@ll", math.ceil(self._to.timeout_s), 0)
             connected: Any = association.dul.socket
             with suppress(OSError, AttributeError):  # closed already: the first object finds that out
-                connected.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+                connected.socket.settimeout(self._to.timeout_s)
             self._association = association
             return association
         if association.is_rejected:

@@ -63,7 +63,12 @@ def run_review(settings: Settings, host: str, port: int, metrics: str = "") -> E
             elif not _is_loopback(host):
                 tell("Passwords travel in clear over http: put a proxy with TLS in front.", "yellow")
             config = uvicorn.Config(
-                create_app(state), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5
+                create_app(state),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # uvicorn believes whoever is on this machine; auth.py, who is in our settings
+                timeout_graceful_shutdown=5,
             )
             # uvicorn raises the signal that ended it once more: by then everything is closed.
             signal.signal(signal.SIGTERM, lambda *_: None)

@@ -141,7 +141,11 @@ def require_same_origin(request: Request) -> None:
         parts = urlsplit(origin)
         same = (parts.scheme, parts.netloc) == (_scheme(request), request.headers.get("host", ""))
     if not same:
-        raise HTTPException(403, "The request comes from another site.")
+        raise HTTPException(
+            403,
+            "The request comes from another site; or through a proxy that is not in review_trusted_proxies, or does "
+            "not pass on Host and X-Forwarded-Proto.",
+        )
 
 
 async def _session(request: Request, state: State) -> Session:

@@ -201,11 +201,8 @@ async function undo() {
     return undefined;
   }
   unsaved.delete(last.key);
-  // The reader has gone on.
-  if (turn !== showing || isCommentedBesides(last.key)) return note(`${last.name}: your reading is withdrawn.`);
-  await open(last.key, { unasked: late() });
-  note("Your reading of this image is withdrawn.");
-  return undefined;
+  if (turn === showing && !isCommentedBesides(last.key)) await open(last.key, { unasked: late() }); // not gone on
+  return note(`${last.name}: your reading is withdrawn.`); // named: it stands for a while, also over the next image
 }
 
 // ---- going elsewhere ----

@@ -23,6 +23,7 @@ export function note(text, { stays = false } = {}) {
 function say() {
   const message = element("message");
   message.textContent = noted || standing;
+  message.classList.toggle("noted", Boolean(noted)); // not in the middle of an image
   message.hidden = !(noted || standing);
 }
 
