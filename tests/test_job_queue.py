@@ -112,6 +112,15 @@ def test_any_number_of_folders_has_one_queue(one: JobQueue) -> None:
     assert not one.unfinished(roots[2:-1])
 
 
+def test_files_that_are_named_are_claimed_and_nothing_beside_them(store: Store, run: Run) -> None:
+    names = [f"/in/{i:04}\\x" for i in range(300)]
+    one = JobQueue(store, run, "one", 60, WAITS, named=frozenset(names))
+    offer(one, *names, "/in/beside", "/other/a")
+    assert taken(one, 400, roots=(*names, "/other")) == [*names, "/other/a"]
+    assert one.unfinished(names) and not one.unfinished(["/elsewhere"])
+    assert taken(one, 400, roots=("/in",)) == ["/in/beside"]
+
+
 def test_an_outcome_ends_the_lease_and_an_unchanged_file_is_left_alone(one: JobQueue, store: Store) -> None:
     offer(one, "/in/a", "/in/junk")
     taken(one)

@@ -205,7 +205,8 @@ def mark_missing(
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
     older = list[sa.ColumnElement[bool]]()
-    if since is not None and engine.dialect.name == "postgresql":  # SQLite has one writer, and its clock may be set back
+    # SQLite has one writer: nobody else records, and its clock may be set back.
+    if since is not None and engine.dialect.name == "postgresql":
         # What was queued in the second in which the walk began is older: times have whole seconds.
         older.append(files.c.first_seen <= since if watching else _untouched(since, run_id))
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
