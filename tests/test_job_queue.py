@@ -312,18 +312,24 @@ def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, s
     assert taken(one) == ["/in/a", "/in/b"]
     one.record([newer, scored_file("/in/b", "NORMAL")])
     older = scored_file("/in/d", "COVID19", content="older", size=1001, mtime_ns=replaced.mtime_ns - 5)
-    one.offer([claimed, older.file], inodes_tell=True)  # of /in/d, the scan has the file before
-    assert taken(one) == ["/in/c", "/in/d"]
+    put_back = scored_file("/in/e", "COVID19", content="older", size=1001, mtime_ns=replaced.mtime_ns - 5)
+    one.offer([claimed, older.file, put_back.file], inodes_tell=True)  # of /in/d and e, the scan has the file before
+    assert taken(one) == ["/in/c", "/in/d", "/in/e"]
+    one.record([put_back])
     late = [
         scored_file("/in/a", "NORMAL", content="old"),
         reject("/in/b", ReasonCode.UNREADABLE),
         reject("/in/c", ReasonCode.UNREADABLE),
         scored_file("/in/d", "NORMAL", content="old"),
+        reject("/in/e", ReasonCode.CHANGED_WHILE_READ),
     ]
-    assert store.record(scan.run_id, scan.cascade_id, late).late == 4
-    assert states(store) == {"/in/a": "done", "/in/b": "done", "/in/c": "claimed", "/in/d": "claimed"}
+    assert store.record(scan.run_id, scan.cascade_id, late).late == 5
+    assert store.record(scan.run_id, scan.cascade_id, late[:1], replace=True).late == 1
+    assert states(store) == dict.fromkeys(("/in/a", "/in/b", "/in/e"), "done") | dict.fromkeys(
+        ("/in/c", "/in/d"), "claimed"
+    )
     one.record([scored_file("/in/c", "NORMAL"), older])
-    labels = {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": "NORMAL", "/in/d": "COVID19"}
+    labels = {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": "NORMAL", "/in/d": "COVID19", "/in/e": "COVID19"}
     assert {row.path: row.label for row in store.results()} == labels
 
 
