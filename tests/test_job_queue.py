@@ -333,6 +333,28 @@ def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, s
     assert {row.path: row.label for row in store.results()} == labels
 
 
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_a_file_that_a_watch_takes_while_a_scan_looks_for_it_is_not_missing(
+    one: JobQueue, store: Store, clock: Clock
+) -> None:
+    store.record(one.run.run_id, one.run.cascade_id, [scored_file("/in/a"), scored_file("/in/b")])
+    clock.pass_s(60)
+    scan, began = begin(store), store.time()
+    clock.pass_s(1)
+
+    class Seen(set[str]):
+        def __contains__(self, text: object) -> bool:
+            """There is no such file; now there is another one."""
+            if text == "/in/a":
+                offer(one, "/in/a", size=2)
+                one.claim(["/in"], 8)
+                one.record([scored_file("/in/a", content="new", size=2)])
+            return False
+
+    assert store.mark_missing(scan.run_id, ["/in"], Seen(), since=began) == 1
+    assert states(store) == {"/in/a": "done", "/in/b": "missing"}
+
+
 def test_a_copy_that_another_watch_has_in_hand_is_repaired_without_a_fault(
     one: JobQueue, two: JobQueue, store: Store
 ) -> None:

@@ -215,7 +215,7 @@ def mark_missing(
             gone = [path for path in page if path not in hidden and path not in seen]
             if gone:
                 with connect(engine, write=True) as connection:
-                    marked += _mark(connection, run_id, gone, now)
+                    marked += _mark(connection, run_id, gone, now, *older)
                     failpoint("missing.before_commit")
                 failpoint("missing.committed")
     return marked
@@ -273,11 +273,13 @@ def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool])
         span = span._replace(low=page[-1] + "\x01")  # SQLite looks up one lower bound only; no text has a NUL
 
 
-def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) -> int:
+def _mark(
+    connection: Connection, run_id: int, paths: list[str], now: datetime, *conditions: sa.ColumnElement[bool]
+) -> int:
     ended = {"lease_owner": None, "lease_until": None, "next_attempt_at": None}
     statement = (
         update(files)
-        .where(in_keys(connection.dialect.name, files.c.path), files.c.state != str(FileState.MISSING))
+        .where(in_keys(connection.dialect.name, files.c.path), files.c.state != str(FileState.MISSING), *conditions)
         .values(state=str(FileState.MISSING), missing_since=now, **ended)
         .returning(files.c.path)  # not those that another daemon has marked meanwhile
     )
