@@ -112,6 +112,15 @@ def test_any_number_of_folders_has_one_queue(one: JobQueue) -> None:
     assert not one.unfinished(roots[2:-1])
 
 
+def test_files_that_are_named_are_claimed_and_nothing_beside_them(store: Store, run: Run) -> None:
+    names = [f"/in/{i:04}\\x" for i in range(300)]
+    one = JobQueue(store, run, "one", 60, WAITS, named=frozenset(names))
+    offer(one, *names, "/in/beside", "/other/a")
+    assert taken(one, 400, roots=(*names, "/other")) == [*names, "/other/a"]
+    assert one.unfinished(names) and not one.unfinished(["/elsewhere"])
+    assert taken(one, 400, roots=("/in",)) == ["/in/beside"]
+
+
 def test_an_outcome_ends_the_lease_and_an_unchanged_file_is_left_alone(one: JobQueue, store: Store) -> None:
     offer(one, "/in/a", "/in/junk")
     taken(one)
@@ -303,19 +312,47 @@ def test_a_scan_beside_a_watch_overwrites_nothing_that_is_newer(one: JobQueue, s
     assert taken(one) == ["/in/a", "/in/b"]
     one.record([newer, scored_file("/in/b", "NORMAL")])
     older = scored_file("/in/d", "COVID19", content="older", size=1001, mtime_ns=replaced.mtime_ns - 5)
-    one.offer([claimed, older.file], inodes_tell=True)  # of /in/d, the scan has the file before
-    assert taken(one) == ["/in/c", "/in/d"]
+    put_back = scored_file("/in/e", "COVID19", content="older", size=1001, mtime_ns=replaced.mtime_ns - 5)
+    one.offer([claimed, older.file, put_back.file], inodes_tell=True)  # of /in/d and e, the scan has the file before
+    assert taken(one) == ["/in/c", "/in/d", "/in/e"]
+    one.record([put_back])
     late = [
         scored_file("/in/a", "NORMAL", content="old"),
         reject("/in/b", ReasonCode.UNREADABLE),
         reject("/in/c", ReasonCode.UNREADABLE),
         scored_file("/in/d", "NORMAL", content="old"),
+        reject("/in/e", ReasonCode.CHANGED_WHILE_READ),
     ]
-    assert store.record(scan.run_id, scan.cascade_id, late).late == 4
-    assert states(store) == {"/in/a": "done", "/in/b": "done", "/in/c": "claimed", "/in/d": "claimed"}
+    assert store.record(scan.run_id, scan.cascade_id, late).late == 5
+    assert store.record(scan.run_id, scan.cascade_id, late[:1], replace=True).late == 1
+    assert states(store) == dict.fromkeys(("/in/a", "/in/b", "/in/e"), "done") | dict.fromkeys(
+        ("/in/c", "/in/d"), "claimed"
+    )
     one.record([scored_file("/in/c", "NORMAL"), older])
-    labels = {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": "NORMAL", "/in/d": "COVID19"}
+    labels = {"/in/a": "COVID19", "/in/b": "NORMAL", "/in/c": "NORMAL", "/in/d": "COVID19", "/in/e": "COVID19"}
     assert {row.path: row.label for row in store.results()} == labels
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_a_file_that_a_watch_takes_while_a_scan_looks_for_it_is_not_missing(
+    one: JobQueue, store: Store, clock: Clock
+) -> None:
+    store.record(one.run.run_id, one.run.cascade_id, [scored_file("/in/a"), scored_file("/in/b")])
+    clock.pass_s(60)
+    scan, began = begin(store), store.time()
+    clock.pass_s(1)
+
+    class Seen(set[str]):
+        def __contains__(self, text: object) -> bool:
+            """There is no such file; now there is another one."""
+            if text == "/in/a":
+                offer(one, "/in/a", size=2)
+                one.claim(["/in"], 8)
+                one.record([scored_file("/in/a", content="new", size=2)])
+            return False
+
+    assert store.mark_missing(scan.run_id, ["/in"], Seen(), since=began) == 1
+    assert states(store) == {"/in/a": "done", "/in/b": "missing"}
 
 
 def test_a_copy_that_another_watch_has_in_hand_is_repaired_without_a_fault(

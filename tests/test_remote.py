@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,15 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
     proxy.fault = lambda method, path: next(answers, 404) if "list-type" in path else None
     scanner.scan(f"{root}/0007.dcm")
     assert scanner.states()["0007.dcm"] == ("rejected", "not_an_image"), "nobody knows whether it is gone"
+
+
+def test_an_empty_page_is_not_the_end_of_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google and Azure may answer with one; the object that is named comes after it."""
+    named = object_stores.Object("p", 1, datetime.now(UTC), "1")
+    pages = {("p", ""): ([], "more"), ("p", "more"): ([named], "more"), ("p/", ""): ([], "")}
+    monkeypatch.setattr(remote, "store_of", lambda scheme: None)
+    monkeypatch.setattr(remote, "wait", lambda store, method, bucket, prefix, most, after: pages[prefix, after])
+    assert [file.path for file in remote.list_objects("gs://b/p")] == ["gs://b/p"]
 
 
 def test_an_object_that_another_program_recorded_after_the_listing_is_not_missing(

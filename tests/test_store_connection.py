@@ -24,9 +24,10 @@ import sqlalchemy as sa
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.store import Backoff, JobQueue, RetryPolicy, Store, StoreDown, migrate
 from cxrbatch.store.connection import connect, make_engine, network_warning, parse_url
-from cxrbatch.store.housekeeping import check
+from cxrbatch.store.housekeeping import check, prune
+from cxrbatch.store.recording import write_outcomes
 from cxrbatch.store.schema import files, images, predictions, scores
-from store_images import begin, found, scored_file
+from store_images import begin, found, linked, scored_file
 
 
 @pytest.mark.parametrize(
@@ -282,6 +283,19 @@ def test_a_row_that_prune_took_meanwhile_makes_the_batch_come_again(store_url: s
             moment = datetime.now(UTC)
             connection.execute(sa.insert(files), row | {"first_seen": moment, "last_seen": moment})
         assert store.record(run.run_id, run.cascade_id, [scored_file("/a", content="x")]).done == 1
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_prune_leaves_what_another_program_is_recording(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxrbatch.store.connection._BUSY_S", 1)
+    with Store.open(store_url) as store:
+        run = begin(store)
+        store.record(run.run_id, run.cascade_id, [scored_file("/a", content="x"), scored_file("/c")])
+        store.mark_missing(run.run_id, ["/"], set())
+        with connect(store.engine, write=True) as connection:
+            write_outcomes(connection, run.run_id, run.cascade_id, [linked("/b", "x")], datetime.now(UTC))
+            assert prune(store, 0, really=True).images == 1
+        assert [(row.path, row.state) for row in store.results()] == [("/b", "done")]
 
 
 def test_a_connection_notices_a_server_that_went_away_without_a_word(postgres_url: str) -> None:

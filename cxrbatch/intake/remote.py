@@ -163,7 +163,7 @@ def _objects(store: Store, bucket: str, prefix: str) -> Iterator[Object]:
                 exact = start.endswith("/") or not start or found.key == start
                 if exact and (found.size or not found.key.endswith("/")):  # consoles keep folders as empty objects
                     yield found
-            if not after or most == 1:
+            if not after or (page and most == 1):  # a page may be empty, and others follow
                 break
 
 

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 from cxrbatch.errors import ExitCode, Fatal, ReasonCode, Retry
 from cxrbatch.intake.stability import settle
 from cxrbatch.ops.cluster_runner import Job, Runner, Status
-from cxrbatch.ops.setup import job_queue_of
 from cxrbatch.pipeline import Counts
 from cxrbatch.settings import Settings
 from cxrbatch.store import RetryPolicy, Run, Store
@@ -193,7 +192,7 @@ def distribute(
     `ray` is from `connected`; the connection is closed at the end. Raises Fatal when a Runner has failed, when none is
     at work `placed_s` after it was asked for, or when the store is away for a minute.
     """
-    job_queue = job_queue_of(store, job.run, job.settings)
+    job_queue = job.queue(store)
     cluster, retry = _Cluster(ray, job, placed_s), RetryPolicy(stop=stop)
     files = settle(found, job.settings.quiet_s)
     next_look = 0.0

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cxrbatch import __version__, pipeline
@@ -23,7 +23,7 @@ from cxrbatch.pipeline import Context, Counts, Sink
 from cxrbatch.settings import Settings, without_password
 from cxrbatch.store import JobQueue, RetryPolicy, Run, Store
 
-__all__ = ["Job", "Runner", "Status", "folders_of"]
+__all__ = ["Job", "Runner", "Status", "folders_of", "named_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,13 @@ class Job:
     roots: tuple[str, ...]
     run: Run
     bundle_key: str
-    version: str = __version__  # of cxrbatch; a node with another one must find it here
     folders: tuple[str, ...] = ()  # that are not empty where the scan was started, and so must not be on a node
+    named: frozenset[str] = frozenset()  # roots that are files; a shell's * names any number
+    version: str = __version__  # of cxrbatch; a node with another one must find it here
+
+    def queue(self, store: Store) -> JobQueue:
+        """The job queue for this process."""
+        return replace(job_queue_of(store, self.run, self.settings), named=self.named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class Runner:
                 )
         retry = RetryPolicy(forever=True, stop=self._stop)
         with retry(partial(Store.open, settings.db, may_create=False)) as store:
-            job_queue = job_queue_of(store, job.run, settings)
+            job_queue = job.queue(store)
             ended = threading.Event()
             renewing = threading.Thread(target=_renew, args=(job_queue, ended), daemon=True)
             renewing.start()
@@ -118,6 +123,11 @@ def folders_of(roots: Sequence[str]) -> tuple[str, ...]:
     local = (root for root in roots if not is_remote(root))
     folders = {root if os.path.isdir(root) else os.path.dirname(root) for root in local}
     return tuple(folder for folder in sorted(folders) if _holds_something(folder))
+
+
+def named_of(roots: Sequence[str]) -> frozenset[str]:
+    """The roots that are files here. An object in a bucket may be a folder, too."""
+    return frozenset(root for root in roots if not is_remote(root) and not os.path.isdir(root))
 
 
 def _holds_something(folder: str) -> bool:

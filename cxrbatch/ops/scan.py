@@ -24,7 +24,7 @@ from cxrbatch.intake.path_set import PathHashSet
 from cxrbatch.intake.remote import is_remote
 from cxrbatch.mounts import mount_points_below
 from cxrbatch.ops.cluster import check_cluster_settings, connected, distribute
-from cxrbatch.ops.cluster_runner import Job, folders_of
+from cxrbatch.ops.cluster_runner import Job, folders_of, named_of
 from cxrbatch.ops.key_file import identifiers_of
 from cxrbatch.ops.progress import ScanSummary, print_summary, progress_bar
 from cxrbatch.ops.setup import begin_run, stopping, wanted_of
@@ -109,7 +109,7 @@ def run_scan(
             else:
                 runs.append(retry(partial(begin_run, store, settings, bundle, None)))
                 key = bundle.key(settings.exact)
-                job = Job(settings, identifiers, tuple(roots), runs[0], key, folders=folders_of(roots))
+                job = Job(settings, identifiers, tuple(roots), runs[0], key, folders_of(roots), named_of(roots))
                 distribute(nodes, found, store, job, counts, progress, stop)
         if counts.complete and counts.found:  # an empty root may be a lost share
             if not runs:

@@ -161,6 +161,9 @@ def _orphans(
 
 def _forget_images(connection: Connection, page: list[int], before: datetime, include_reviewed: bool) -> Pruned:
     dialect = connection.dialect.name
+    # Nobody can refer to them from now on. What another program is referring to just now is left to the next prune.
+    locked = select(images.c.id).where(in_keys(dialect, images.c.id)).with_for_update(skip_locked=True)
+    page = list(execute_for(connection, locked, page).scalars())
     still = _orphans(dialect, before, sa.false(), include_reviewed).where(in_keys(dialect, images.c.id))
     ids = list(execute_for(connection, still, page).scalars())
     judged = 0

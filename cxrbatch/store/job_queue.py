@@ -37,6 +37,7 @@ class JobQueue:
     recorded: Callable[[Sequence[Outcome], Recorded, float], None] = lambda outcomes, recorded, took_s: None
     #: `watch --once` tries no file twice: it claims only retries that were due when it started. None: all that are due.
     retries_due_by: datetime | None = None
+    named: frozenset[str] = frozenset()  # roots that are files: see leases.claim
     in_hand: dict[str, FoundFile] = field(default_factory=dict)  # claimed and not yet recorded, by the key of its row
     doubt: threading.Event = field(default_factory=threading.Event)  # set while the result of the last claim is unknown
 
@@ -80,7 +81,9 @@ class JobQueue:
                     held = leases.held(connection, self.owner)
                     claimed = [one for one in held if not self._has(one.text, one.file)]
                 room = most - len(claimed)
-                claimed += leases.claim(connection, self.owner, roots, room, self.lease_s, now, self.retries_due_by)
+                claimed += leases.claim(
+                    connection, self.owner, roots, room, self.lease_s, now, self.retries_due_by, named=self.named
+                )
                 failpoint("claim.before_commit")
         except StoreDown:
             self.doubt.set()
@@ -118,7 +121,7 @@ class JobQueue:
     def unfinished(self, roots: Sequence[str]) -> bool:
         """Whether a file below `roots` waits or is in anybody's hands (what is due for another try later does not)."""
         with connect(self.store.engine) as connection:
-            return leases.unfinished(connection, roots)
+            return leases.unfinished(connection, roots, self.named)
 
     def describe_engine(self, device: str, engine: str) -> None:
         """Record the device and engine that the run really uses, once the engine is open."""

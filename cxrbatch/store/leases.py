@@ -27,7 +27,7 @@ from cxrbatch.store import presence
 from cxrbatch.store.paths import path_to_text, text_to_path
 from cxrbatch.store.queries import ROOTS_AT_ONCE, below
 from cxrbatch.store.schema import FileState, files
-from cxrbatch.store.sql import AnyRow, chunks, execute_for, from_unsigned, in_keys, insert
+from cxrbatch.store.sql import AnyRow, chunks, execute_for, from_unsigned, in_keys, insert, is_one_of
 from cxrbatch.types import FoundFile, to_int64
 
 __all__ = [
@@ -150,10 +150,13 @@ def claim(
     lease_s: float,
     now: datetime,
     retries_due_by: datetime | None = None,
+    *,
+    named: Collection[str] = (),
 ) -> list[Claimed]:
     """Lease up to `most` files below `roots` that wait, are due for a retry, or have an expired lease.
 
-    With `retries_due_by`, a file in `retry` is due only if it was at that time.
+    With `retries_due_by`, a file in `retry` is due only if it was at that time. Of `roots`, those that are `named` are
+    files, with nothing below them: any number of them is one query.
 
     Rows that another owner is claiming are skipped. A path that is too long to be stored completely (paths.py) comes
     with an empty FoundFile.path: the caller may know it.
@@ -166,7 +169,7 @@ def claim(
         files.c.state == str(FileState.WAITING),
         sa.or_(files.c.next_attempt_at.is_(None), files.c.next_attempt_at <= now),
     )
-    pages = _pages_of(roots)
+    pages = _pages_of(connection, roots, named)
     random.shuffle(pages)  # so that no folder is always the last
     ids: list[int] = []
     first_due = (files.c.next_attempt_at,)
@@ -198,9 +201,9 @@ def held(connection: Connection, owner: str) -> list[Claimed]:
     return [Claimed(row.path, _found(row)) for row in connection.execute(query)]
 
 
-def unfinished(connection: Connection, roots: Sequence[str]) -> bool:
-    """Whether a file below `roots` waits or is claimed."""
-    for ours in _pages_of(roots):
+def unfinished(connection: Connection, roots: Sequence[str], named: Collection[str] = ()) -> bool:
+    """Whether a file below `roots` (see `claim`) waits or is claimed."""
+    for ours in _pages_of(connection, roots, named):
         first = [
             select(select(files.c.id).where(files.c.state == state, ours).order_by(*_BY_STATE).limit(1).subquery())
             for state in (str(FileState.WAITING), str(FileState.CLAIMED))
@@ -210,9 +213,14 @@ def unfinished(connection: Connection, roots: Sequence[str]) -> bool:
     return False
 
 
-def _pages_of(roots: Sequence[str]) -> list[sa.ColumnElement[bool]]:
+def _pages_of(connection: Connection, roots: Sequence[str], named: Collection[str]) -> list[sa.ColumnElement[bool]]:
     """The condition that a file is below one of `roots`, in as many parts as databases take."""
-    return [below(_not_by_its_index(files.c.path), page) for page in chunks(roots, ROOTS_AT_ONCE)]
+    folders = [root for root in roots if root not in named]
+    pages = [below(_not_by_its_index(files.c.path), page) for page in chunks(folders, ROOTS_AT_ONCE)]
+    if len(folders) < len(roots):
+        texts = [path_to_text(root) for root in roots if root in named]
+        pages.append(is_one_of(connection.dialect.name, files.c.path, texts))
+    return pages
 
 
 def _not_by_its_index(column: sa.Column[Any]) -> Any:

@@ -205,7 +205,8 @@ def mark_missing(
     """See Store.mark_missing. Each page is one transaction."""
     marked = 0
     older = list[sa.ColumnElement[bool]]()
-    if since is not None and engine.dialect.name == "postgresql":  # SQLite has one writer, and its clock may be set back
+    # SQLite has one writer: nobody else records, and its clock may be set back.
+    if since is not None and engine.dialect.name == "postgresql":
         # What was queued in the second in which the walk began is older: times have whole seconds.
         older.append(files.c.first_seen <= since if watching else _untouched(since, run_id))
     hidden = _Below([*unlisted, *(point for point in unmounted if not _shows_something(engine, point, seen))])
@@ -214,7 +215,7 @@ def mark_missing(
             gone = [path for path in page if path not in hidden and path not in seen]
             if gone:
                 with connect(engine, write=True) as connection:
-                    marked += _mark(connection, run_id, gone, now)
+                    marked += _mark(connection, run_id, gone, now, *older)
                     failpoint("missing.before_commit")
                 failpoint("missing.committed")
     return marked
@@ -272,11 +273,13 @@ def _pages(engine: Engine, span: TextRange, *conditions: sa.ColumnElement[bool])
         span = span._replace(low=page[-1] + "\x01")  # SQLite looks up one lower bound only; no text has a NUL
 
 
-def _mark(connection: Connection, run_id: int, paths: list[str], now: datetime) -> int:
+def _mark(
+    connection: Connection, run_id: int, paths: list[str], now: datetime, *conditions: sa.ColumnElement[bool]
+) -> int:
     ended = {"lease_owner": None, "lease_until": None, "next_attempt_at": None}
     statement = (
         update(files)
-        .where(in_keys(connection.dialect.name, files.c.path), files.c.state != str(FileState.MISSING))
+        .where(in_keys(connection.dialect.name, files.c.path), files.c.state != str(FileState.MISSING), *conditions)
         .values(state=str(FileState.MISSING), missing_since=now, **ended)
         .returning(files.c.path)  # not those that another daemon has marked meanwhile
     )

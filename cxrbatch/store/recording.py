@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -78,9 +78,10 @@ def write_outcomes(
     failpoint("record.begun")
     before = _known(connection, by_path, lock=owner is None)
     shared = connection.dialect.name == "postgresql"  # SQLite has one writer, and its clock may be set back
-    if shared and owner is None and backoff is None and not replace and before:
+    if shared and owner is None and backoff is None and before:
         started_at = connection.execute(select(runs.c.started_at).where(runs.c.id == run_id)).scalar_one()
-        for path in [p for p, row in before.items() if _is_late(by_path[p], row, started_at, cascade_id, now)]:
+        known_better = partial(_is_late, started_at=started_at, cascade_id=cascade_id, now=now, replace=replace)
+        for path in [path for path, row in before.items() if known_better(by_path[path], row)]:
             del by_path[path], before[path]
             late += 1
     image_ids, met = _write_images(connection, by_path.values(), now, replace)
@@ -151,15 +152,17 @@ def _known(connection: Connection, paths: Iterable[str], *, lock: bool) -> dict[
     return {row.path: row for row in execute_for(connection, _select_known(dialect), paths)}
 
 
-def _is_late(outcome: Outcome, old: AnyRow, started_at: datetime, cascade_id: int, now: datetime) -> bool:
+def _is_late(
+    outcome: Outcome, old: AnyRow, *, started_at: datetime, cascade_id: int, now: datetime, replace: bool
+) -> bool:
     """Whether a watcher beside this scan knows better (`old`): a newer file, or one that did not fail for it."""
-    file = outcome.file
+    file, failed = outcome.file, outcome.rejected is not None and outcome.rejected.reason_code in TRANSIENT_REASONS
     now_there = file_columns(file)
     same_file = all(getattr(old, name) == now_there[name] for name in ("size", "mtime_ns", "version"))
     if not same_file:  # times have whole seconds: what was seen as this scan began is older than it
         is_newer = old.mtime_ns > to_int64(file.mtime_ns) or old.state in (FileState.WAITING, FileState.CLAIMED)
-        return bool(old.last_seen > started_at and is_newer)
-    if outcome.rejected is None or outcome.rejected.reason_code not in TRANSIENT_REASONS:
+        return bool(old.last_seen > started_at and (failed or is_newer))
+    if replace or not failed:
         return False
     is_done = old.state == FileState.DONE and old.cascade_id == cascade_id
     is_claimed = old.state == FileState.CLAIMED and old.lease_until >= now

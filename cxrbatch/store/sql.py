@@ -7,7 +7,7 @@ Building a SQLAlchemy statement costs more than running it on eight rows, so the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -34,6 +34,7 @@ __all__ = [
     "in_keys",
     "insert",
     "insert_new",
+    "is_one_of",
     "metadata",
     "one_of",
     "text_column",
@@ -119,6 +120,13 @@ def in_keys(dialect: str, column: sa.Column[Any]) -> sa.ColumnElement[bool]:
         return column == sa.any_(sa.bindparam("keys", type_=ARRAY(column.type)))
     document = sa.bindparam("keys", type_=sa.Text())
     return column.in_(sa.select(sa.func.json_each(document).table_valued("value").c.value))
+
+
+def is_one_of(dialect: str, column: sa.Column[Any], keys: Sequence[Any]) -> sa.ColumnElement[bool]:
+    """The same with its keys, for a statement of more conditions. Postgres hashes them, also for many rows."""
+    if dialect == "postgresql":
+        return column.in_(sa.select(sa.func.unnest(sa.bindparam(None, keys, ARRAY(column.type))).column_valued()))
+    return in_keys(dialect, column).params(keys=json.dumps(keys, ensure_ascii=False))
 
 
 def execute_for(
