@@ -121,6 +121,19 @@ def test_the_codec_is_chosen_by_the_bytes_when_the_transfer_syntax_is_wrong() ->
         np.testing.assert_array_equal(read_grey(compressed(frame, EIGHT, syntax))[0], EIGHT)
 
 
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_one_bit(syntax: UID, vr: str) -> None:
+    bits = EIGHT[:, :133] > 100  # 2,660 bytes, the last row's end within one of them
+    packed = np.packbits(bits, bitorder="little")
+    dataset = as_dicom(bits.astype(np.uint8), syntax, bits=1)
+    dataset.BitsAllocated = 1
+    swapped = vr == "OW" and syntax == ExplicitVRBigEndian  # as dcmtk reads it
+    dataset.PixelData = packed.view(np.uint16).byteswap().tobytes() if swapped else packed.tobytes()
+    dataset["PixelData"].VR = vr
+    np.testing.assert_array_equal(read_grey(write_dicom(dataset))[0], bits * np.uint8(255))
+
+
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.keyword)
 def test_signed_pixels(syntax: UID) -> None:
     expected, _ = read_grey(write_dicom(as_dicom(TWELVE, bits=12)))
@@ -296,6 +309,22 @@ def test_a_second_frame_that_the_header_does_not_declare_goes_to_review(syntax: 
     assert facts.quality_flags == ("decoder_warning",)
     shrunk = decode_bytes(write_dicom(dataset), (ModelInputSpec(64),), LIMITS, Identifiers())
     assert shrunk.facts.quality_flags == ("decoder_warning",)
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("wrong", [(8,), (123456,), (0, 64, 128), (4, 0), ()])
+def test_the_offset_table_of_one_frame_does_not_matter(wrong: tuple[int, ...], fragments: int) -> None:
+    dataset = as_dicom(EIGHT, JPEGLSLossless)
+    encoded = encode_frame(EIGHT, JPEGLSLossless)
+    dataset.PixelData = encapsulate([encoded], fragments_per_frame=fragments, has_bot=False)
+    table = struct.pack(f"<{len(wrong)}I", *wrong)
+    dataset.PixelData = b"\xfe\xff\x00\xe0" + struct.pack("<I", len(table)) + table + dataset.PixelData[8:]
+    if not wrong:
+        dataset.ExtendedOffsetTable = struct.pack("<Q", 50)
+        dataset.ExtendedOffsetTableLengths = struct.pack("<Q", 7)
+    grey, facts = read_grey(write_dicom(dataset))
+    np.testing.assert_array_equal(grey, EIGHT)
+    assert facts.quality_flags == ()
 
 
 def test_garbage_behind_the_frame_that_an_offset_table_points_to_goes_to_review() -> None:

@@ -230,6 +230,25 @@ def test_alpha_is_composited_on_black_and_flagged(depth: int) -> None:
     assert "alpha" in facts.quality_flags
 
 
+def test_a_tiff_stack_in_one_directory_goes_to_review() -> None:
+    stack = np.stack([GREY, 255 - GREY, GREY])
+    imagej = tiff(GREY, photometric="minisblack", metadata=None, description="ImageJ=1.53t\nimages=3\nslices=3\n")
+    for data in (
+        tiff(stack, photometric="minisblack", truncate=True),
+        tiff(stack, photometric="minisblack", planarconfig="separate"),
+        imagej + stack[1:].tobytes(),
+    ):
+        grey, facts = read_grey(data)
+        np.testing.assert_array_equal(grey, GREY)
+        assert facts.quality_flags == ("multi_frame",)
+    junk = [
+        tiff(GREY, metadata=None, description=text)
+        for text in ("ImageJ=\nimages=x", '{"shape": [160,}', '{"shape": 3}')
+    ]
+    for one in (tiff(GREY), tiff(GREY, imagej=True), *junk):
+        assert read_grey(one)[1].quality_flags == ()
+
+
 def test_extra_samples_of_a_tiff_are_alpha_only_if_they_say_so() -> None:
     other = np.roll(GREY, 40, 0)
     for kind, expected, flags in (

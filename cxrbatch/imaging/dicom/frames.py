@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from io import BytesIO
 from threading import local
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
+from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -34,6 +33,7 @@ from pydicom.uid import (
 from cxrbatch import unexpected
 from cxrbatch.errors import ReasonCode, Rejected
 from cxrbatch.imaging.dicom.identity import text
+from cxrbatch.imaging.dicom.pixel_data import ITEM, begins_again, has_excess, mend_pixel_data
 from cxrbatch.imaging.dicom.stored_bits import StoredBits
 from cxrbatch.imaging.formats.codecs import CodecOutput, decode_j2k, decode_jpeg, decode_rle
 from cxrbatch.imaging.formats.codestream import j2k_codestream, j2k_header, jpeg_header
@@ -57,9 +57,7 @@ _AS_DECODED: Any = {
     "apply_jls_sign_correction": False,
     "apply_j2k_sign_correction": False,
 }
-_SINGLE = (None, "", 0, 1)  # NumberOfFrames of one frame
 _COLOURS = "The colour space of the pixels is not read."
-_ITEM = b"\xfe\xff\x00\xe0"
 DECODER_DEPENDENCIES: dict[UID, tuple[str, ...]] = dict.fromkeys(
     (*_JPEG, *_J2K, RLELossless), ("imagecodecs", "simplejpeg")
 )
@@ -116,6 +114,7 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
 
     Raises Rejected: UNSUPPORTED_TRANSFER_SYNTAX, UNSUPPORTED_PIXELS, TRUNCATED, CORRUPT_PIXELS.
     """
+    mend_pixel_data(dataset, syntax)
     syntax = _true_syntax(dataset, syntax)
     if _is_native(syntax) and text(dataset, "PhotometricInterpretation").startswith("YBR_PARTIAL"):
         raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, _COLOURS)  # pydicom would miss bytes of the thinned chroma
@@ -133,7 +132,7 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
         except Exception as error:
             smaller = _trace.output
             if smaller is not None and smaller.shrunk > 1:
-                suspect = smaller.suspect or _begins_again(dataset)
+                suspect = smaller.suspect or begins_again(dataset)
                 return FirstFrame(smaller.samples, smaller.decoder, suspect, smaller.shrunk)
             raise (_trace.problem or _explain(error)) from error
         # Gateways that decompress JPEG 2000 leave its two names on what is RGB by then.
@@ -142,10 +141,10 @@ def decode_first_frame(dataset: Dataset, syntax: UID, most: int = 1) -> FirstFra
         if not plugin and dataset.BitsAllocated != 1:
             samples = _fitted(samples, samples.dtype.itemsize * 8)
     if _trace.output is None:
-        excess, above = _has_excess(dataset, samples.nbytes), _trace.above_bits_stored
+        excess, above = has_excess(dataset, samples.nbytes), _trace.above_bits_stored
         return FirstFrame(samples, f"pydicom {pydicom.__version__}", excess, above_bits_stored=above)
     output = _trace.output
-    suspect = output.suspect or _begins_again(dataset)
+    suspect = output.suspect or begins_again(dataset)
     return FirstFrame(samples, output.decoder, suspect, above_bits_stored=_trace.above_bits_stored)
 
 
@@ -231,7 +230,7 @@ def _require_size(runner: DecodeRunner, rows: int, columns: int, components: int
 def _true_syntax(dataset: Dataset, declared: UID) -> UID:
     """The declared transfer syntax, or the one that the frame's first bytes show."""
     value = dataset.get("PixelData")
-    encapsulated = isinstance(value, bytes) and value.startswith(_ITEM)
+    encapsulated = isinstance(value, bytes) and value.startswith(ITEM)
     if declared in DECODER_DEPENDENCIES or (_is_native(declared) and not encapsulated):
         return declared
     if encapsulated:
@@ -253,26 +252,6 @@ def _fitted(samples: NDArray[Any], precision: int, lossy: bool = False, own_sign
         return samples
     samples, _trace.above_bits_stored = _trace.bits.fit(samples, precision=precision, lossy=lossy, own_sign=own_sign)
     return samples
-
-
-def _has_excess(dataset: Dataset, frame_bytes: int) -> bool:
-    """Whether uncompressed pixel data continue after the one frame that the header declares."""
-    value = dataset.get("PixelData")
-    whole_bytes = dataset.get("BitsAllocated") != 1 and isinstance(value, bytes)
-    return whole_bytes and dataset.get("NumberOfFrames") in _SINGLE and len(value) > frame_bytes + 1
-
-
-def _begins_again(dataset: Dataset) -> bool:
-    """Whether a later fragment begins like the first one: there is a second frame, though the header declares one."""
-    if dataset.get("NumberOfFrames") not in _SINGLE:
-        return False
-    try:
-        parse_basic_offsets(buffer := BytesIO(dataset.PixelData))
-        offsets = parse_fragments(buffer)[1]
-    except Exception:  # garbage behind the first frame, which an offset table kept pydicom from reading
-        return True
-    heads = [dataset.PixelData[at + 8 : at + 11] for at in offsets]
-    return heads.count(heads[0]) > 1
 
 
 def _is_native(syntax: UID) -> bool:

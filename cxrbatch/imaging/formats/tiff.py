@@ -6,8 +6,10 @@ import io
 import itertools
 import logging
 import math
+import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import imagecodecs
@@ -63,7 +65,7 @@ def read_tiff(data: bytes, limits: Limits) -> StoredImage:
                 raise Rejected(ReasonCode.UNSUPPORTED_PIXELS, "The TIFF file has a pixel layout that is not read.")
             if suspect:
                 flags.append("decoder_warning")
-            if _has_second_page(file):
+            if _has_second_page(file) or _is_stack(page):
                 flags.append("multi_frame")
             orientation = page.tags.valueof(_ORIENTATION, 1)
             bits, photometric = page.bitspersample, int(page.photometric)
@@ -214,6 +216,21 @@ def _samples(page: Any) -> tuple[NDArray[Any], GreyScale, list[str]]:
     if has_alpha:
         samples, flags = flatten_alpha(samples)
     return samples[..., :3], GreyScale(bits, may_fill_range=bits == 16), flags
+
+
+def _is_stack(page: Any) -> bool:
+    """Whether one directory is of several images: grey samples side by side, or images that its description counts.
+
+    ImageJ and tifffile write only the first image's directory where a stack is large; the others' pixels follow.
+    """
+    if page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and page.samplesperpixel > 2:  # one and alpha are no stack
+        return True
+    with suppress(ValueError, KeyError, TypeError):  # a description may say anything
+        if page.is_shaped:
+            shape = tifffile.tifffile.shaped_description_metadata(page.shaped_description)["shape"]
+            return bool(math.prod(shape) > math.prod(page.shape))
+    images = re.search(r"^images=(\d{1,18})$", page.description, re.MULTILINE) if page.is_imagej else None
+    return images is not None and int(images[1]) > 1
 
 
 def _has_second_page(file: Any) -> bool:
