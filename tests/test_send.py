@@ -308,11 +308,12 @@ def certificate(folder: Path, name: str) -> tuple[str, str]:
     return str(folder / f"{name}.key"), str(folder / f"{name}.pem")
 
 
+STORESCP = shutil.which("storescp", path="/usr/bin:/usr/local/bin")  # dcmtk's; pynetdicom installs one of that name
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
 
 @needs_openssl
-@pytest.mark.skipif(shutil.which("storescp") is None, reason="needs the Debian package dcmtk")
+@pytest.mark.skipif(STORESCP is None, reason="needs the Debian package dcmtk")
 @pytest.mark.parametrize("scheme", ["dicom", "dicoms"])
 def test_a_pacs_that_stops_reading_holds_nobody_up(tmp_path: Path, scheme: str) -> None:
     key, signed = certificate(tmp_path, "pacs")
@@ -323,7 +324,8 @@ def test_a_pacs_that_stops_reading_holds_nobody_up(tmp_path: Path, scheme: str) 
         (made,) = make_objects(next(all_reported(store.engine, Selection())), ["sc"], Limits())
     made.dataset.PixelData = bytes(32 << 20)  # more than the sockets hold
     port = free_port()
-    with subprocess.Popen(["storescp", *tls, "--ignore", "--sleep-during", "600", str(port)]) as pacs:
+    assert STORESCP is not None
+    with subprocess.Popen([STORESCP, *tls, "--ignore", "--sleep-during", "600", str(port)]) as pacs:
         try:
             to = replace(parse_destination(f"{scheme}://ANY@127.0.0.1:{port}", tls_ca=signed), timeout_s=2)
             status = Status("no_connection", stored=False)
