@@ -17,6 +17,7 @@ import pytest
 from cxrbatch.errors import ExitCode, Fatal
 from cxrbatch.intake import remote
 from cxrbatch.intake.discover import Wanted, discover, roots_of
+from cxrbatch.intake.object_stores import Object
 from cxrbatch.ops.scan import Exports, run_scan
 from cxrbatch.settings import Settings
 from cxrbatch.store import Store
@@ -175,10 +176,10 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
 
 def test_an_empty_page_is_not_the_end_of_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Google and Azure may answer with one; the object that is named comes after it."""
-    named = object_stores.Object("p", 1, datetime.now(UTC), "1")
+    named = Object("p", 1, datetime.now(UTC), "1")
     pages = {("p", ""): ([], "more"), ("p", "more"): ([named], "more"), ("p/", ""): ([], "")}
-    monkeypatch.setattr(remote, "store_of", lambda scheme: None)
-    monkeypatch.setattr(remote, "wait", lambda store, method, bucket, prefix, most, after: pages[prefix, after])
+    monkeypatch.setattr(remote, "store_of", lambda scheme, bucket: None)
+    monkeypatch.setattr(remote, "_wait", lambda store, method, bucket, prefix, most, after: pages[prefix, after])
     assert [file.path for file in remote.list_objects("gs://b/p")] == ["gs://b/p"]
 
 
