@@ -118,15 +118,18 @@ def in_keys(dialect: str, column: sa.Column[Any]) -> sa.ColumnElement[bool]:
     """The condition that `column` is one of the keys (an array on Postgres, JSON on SQLite) given to `execute_for`."""
     if dialect == "postgresql":
         return column == sa.any_(sa.bindparam("keys", type_=ARRAY(column.type)))
-    document = sa.bindparam("keys", type_=sa.Text())
-    return column.in_(sa.select(sa.func.json_each(document).table_valued("value").c.value))
+    return _in_document(column, sa.bindparam("keys", type_=sa.Text()))
 
 
 def is_one_of(dialect: str, column: sa.Column[Any], keys: Sequence[Any]) -> sa.ColumnElement[bool]:
     """The same with its keys, for a statement of more conditions. Postgres hashes them, also for many rows."""
     if dialect == "postgresql":
         return column.in_(sa.select(sa.func.unnest(sa.bindparam(None, keys, ARRAY(column.type))).column_valued()))
-    return in_keys(dialect, column).params(keys=json.dumps(keys, ensure_ascii=False))
+    return _in_document(column, sa.bindparam(None, json.dumps(keys, ensure_ascii=False), sa.Text()))
+
+
+def _in_document(column: sa.Column[Any], document: sa.BindParameter[str]) -> sa.ColumnElement[bool]:
+    return column.in_(sa.select(sa.func.json_each(document).table_valued("value").c.value))
 
 
 def execute_for(
