@@ -150,14 +150,15 @@ def test_a_listing_goes_page_by_page_and_one_that_breaks_off_says_so(
 def test_a_version_lasts_until_the_object_is_written_again_and_names_may_hold_anything(
     bucket: GoogleBucket | AzureBucket, proxy: Proxy
 ) -> None:
-    keys = ("name with ä +%2F.png", "q?#[a]*.dcm", "folder/x")
-    for key in (*keys, "folder/"):
+    keys = ("name with ä +%2F.png", "q?#[a]*.dcm", "folder/x", "no folder/")
+    for key in keys:
         bucket.put(key, b"first")
+    bucket.put("folder/", b"")
     root = f"{bucket.scheme}://{bucket.name}"
     first = {file.path: file for file in remote.list_objects(root)}
     assert sorted(first) == sorted(f"{root}/{key}" for key in keys)
     assert first == {file.path: file for file in remote.list_objects(root)}
-    assert [remote.read_object(file, Limits()) for file in first.values()] == [b"first"] * 3
+    assert [remote.read_object(file, Limits()) for file in first.values()] == [b"first"] * 4
 
     bucket.put(keys[1], b"first")  # the very same, within the second
     second = {file.path: file for file in remote.list_objects(root)}
