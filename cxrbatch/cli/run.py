@@ -19,7 +19,8 @@ _EXACT = "Decode and window every pixel of large images."
 @app.command()
 def scan(
     paths: Annotated[
-        list[str], typer.Argument(help="Folders, files and s3://BUCKET/PREFIX to read; nothing in them is changed.")
+        list[str],
+        typer.Argument(help="Folders, files, s3://BUCKET/PREFIX, sftp://HOST/DIR; nothing is changed."),
     ],
     csv: Annotated[str | None, typer.Option(help="Write the rows of these paths to this file; - is stdout.")] = None,
     jsonl: Annotated[str | None, typer.Option(help="The same as JSON lines.")] = None,
@@ -77,7 +78,9 @@ def scan(
 
 @app.command()
 def watch(
-    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Or s3://BUCKET/PREFIX; nothing is changed.")],
+    folders: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Or s3://BUCKET/PREFIX, sftp://HOST/DIR; nothing is changed.")
+    ],
     once: Annotated[bool, typer.Option("--once", help="End when everything that is there has its outcome.")] = False,
     quiet_s: Annotated[float | None, typer.Option("--quiet", help="Seconds a file has to stand still.")] = None,
     rescan_s: Annotated[float | None, typer.Option("--rescan", help="Seconds between two walks.")] = None,
