@@ -108,8 +108,6 @@ def test_a_file_can_be_a_root_and_nested_roots_count_once(tmp_path: Path) -> Non
     ]
     with pytest.raises(Fatal, match="cannot be read"):
         roots_of([tmp_path / "gone"])
-    with pytest.raises(Fatal, match="A path is empty"):
-        roots_of([""])
 
 
 def test_a_folder_that_cannot_be_listed_is_a_row_and_the_rest_is_walked(

@@ -75,7 +75,6 @@ _EXTRAS = {
 }
 
 
-_BEFORE_THE_COMMAND = frozenset(("--config", "-c", "--db", "--quiet", "-q", "--verbose", "-v", "--log-format"))
 #: Options by which nothing is listened on, whatever the settings say.
 _MAY_BE_EMPTY = frozenset({"listen", "metrics"})
 
@@ -95,11 +94,12 @@ def main() -> None:
 
 def _run() -> int | str | None:
     """The exit code of the command. typer itself raises SystemExit when it ends."""
+    program = _guarded(typer.main.get_command(app))
     try:
-        _guarded(typer.main.get_command(app))()
+        program()
     except SystemExit as end:
         option = getattr(end.__context__, "option_name", None)  # of the usage error that typer has printed
-        if option in _BEFORE_THE_COMMAND:
+        if any(option in parameter.opts for parameter in program.params):
             _complain(f"{option} stands before the command: cxrbatch {option} … COMMAND.")
         # typer says 1 of each broken pipe, but `cxrbatch results | head` has all that it wants.
         return ExitCode.OK if isinstance(end.__context__, BrokenPipeError) and _nobody_reads() else end.code

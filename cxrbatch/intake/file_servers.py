@@ -62,10 +62,10 @@ class FileServer:
                     folders.append(self._key(info) + "/")
                 elif self._key(info).startswith(folder) and (file := self._file(info)):
                     found.append(self._object(file))
-        except OSError:
-            if not after:
-                if self._ask("info", folder)["type"] == "file":
-                    return [], ""
+        except OSError as error:
+            if not after and self._ask("info", folder)["type"] == "file":
+                return [], ""
+            if not after or not isinstance(error, FileNotFoundError | PermissionError):  # or the server is away
                 raise
             folders = [_FAILED, *(one for one in folders if one != _FAILED)]
         return found, "\0\0".join(folders)

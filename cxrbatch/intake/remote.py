@@ -40,12 +40,8 @@ def comes_whole(path: str) -> bool:
 def normal_path(path: str) -> str:
     """A file, folder or URL of the command line as it stands in the store.
 
-    Raises Fatal (exit 2) for a URL that carries a password, and for an empty text, which would be the working folder.
+    Raises Fatal (exit 2) for a URL that carries a password. (The command line refuses an empty text.)
     """
-    if not path:
-        raise Fatal(
-            "A path is empty (an unset variable of a script?): name it, or write . for this folder.", ExitCode.USAGE
-        )
     if not is_remote(path):
         absolute = os.path.abspath(path)
         return absolute[1:] if absolute.startswith("//") else absolute  # two slashes may mean something else in POSIX
